@@ -1,0 +1,1 @@
+"""Deciding: values in, values out. The standard library only; no I/O, no clock, no globals."""

@@ -1,0 +1,350 @@
+"""The policy as data: frozen values, checked when they are built, whether by hand or from a file.
+
+Every part that can refuse a call carries a `Rule`, so that a refusal can name the line that decided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agentguard.policy.hosts import HostPattern
+
+NANOS_PER_USD = 1_000_000_000
+"""Money lives as integer nano-USD: a token of the cheapest model costs tens of them, and 2**53 of them are nine million dollars."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Where a clause of the policy stands: its spelling, and the file and line when it came from a file."""
+
+    name: str
+    path: str = ""
+    line: int = 0
+
+    @property
+    def place(self) -> str:
+        """`agents.yaml:12`, or nothing for a policy that was built by hand."""
+        return f"{self.path}:{self.line}" if self.line else self.path
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.place})" if self.place else self.name
+
+
+class Mode(StrEnum):
+    """What a refusal does: stop the call, or be recorded only."""
+
+    ENFORCE = "enforce"
+    REPORT = "report"
+
+
+class Unit(StrEnum):
+    """What a limit counts."""
+
+    TOKENS = "tokens"
+    USD = "usd"
+    CALLS = "calls"
+    CONCURRENT_CALLS = "concurrent_calls"
+
+
+class Per(StrEnum):
+    """What a limit counts against: each subject of this kind has a counter of its own."""
+
+    CALL = "call"
+    INTERACTION = "interaction"
+    SESSION = "session"
+    USER = "user"
+    AGENT = "agent"
+    MODEL = "model"
+    KEY = "key"
+    TEAM = "team"
+    FLEET = "fleet"
+
+
+class Over(StrEnum):
+    """Which calls a limit counts."""
+
+    LLM = "llm"
+    EXTERNAL = "external"
+    ALL = "all"
+
+
+class OnStoreDown(StrEnum):
+    """What a limit does when the store gives no answer."""
+
+    CLOSED = "closed"
+    LOCAL = "local"
+    OPEN = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The period of a limit.
+
+    Attributes:
+        every: `minute`, `hour`, `day` or `month` follow the clock in UTC; None with no length is the subject's whole life.
+        seconds: The length of a rolling window; 0 for the others.
+    """
+
+    every: str | None = None
+    seconds: float = 0.0
+
+    LIFE: ClassVar[Window]
+
+    @property
+    def is_rolling(self) -> bool:
+        """Whether the window ends now and slides, instead of following the clock."""
+        return self.seconds > 0
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g}s" if self.is_rolling else (self.every or "life")
+
+
+Window.LIFE = Window()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A bound on what a subject may use in a window.
+
+    Attributes:
+        amount: In the unit: tokens, nano-USD, calls, or calls at once. At least 1.
+        unit: What is counted.
+        per: The kind of subject that each have a counter.
+        window: The period; a rate is a number of calls in a rolling window.
+        over: Which calls count.
+        warn_at: Percentages of the amount at which a soft step is told, ascending.
+        on_store_down: What happens while the store gives no answer.
+        text: The limit as it was written (`$5.00`, `1000_requests_per_hour`).
+        rule: Where it stands.
+    """
+
+    amount: int
+    unit: Unit
+    per: Per = Per.AGENT
+    window: Window = Window.LIFE
+    over: Over = Over.ALL
+    warn_at: tuple[int, ...] = ()
+    on_store_down: OnStoreDown = OnStoreDown.CLOSED
+    text: str = ""
+    rule: Rule = field(default=Rule("budgets"), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.amount < 1:
+            msg = f"a limit needs an amount of at least 1, found {self.amount}"
+            raise ValueError(msg)
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether a refusal is `RateLimited` rather than `BudgetExceeded`."""
+        return self.unit is Unit.CONCURRENT_CALLS or (self.unit is Unit.CALLS and self.window.is_rolling)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExternalCalls:
+    """Which hosts may be reached.
+
+    Attributes:
+        allowed_domains: Hosts, `*.host`, `host:port`, addresses and networks. None: the list was not written.
+        blocked_domains: The same, to refuse. The most specific entry of both lists wins, a refusal wins ties.
+        enforcement: `in_process`, `kernel` or `auto`.
+        allow_private: Whether an exact name may resolve to private address space.
+        allow_metadata: Whether cloud metadata addresses may be reached at all.
+        allow_udp: Whether datagrams may be sent.
+    """
+
+    allowed_domains: tuple[HostPattern, ...] | None = None
+    blocked_domains: tuple[HostPattern, ...] | None = None
+    enforcement: str = "in_process"
+    allow_private: bool = False
+    allow_metadata: bool = False
+    allow_udp: bool = False
+    rule: Rule = field(default=Rule("external_calls"), compare=False)
+
+    @property
+    def is_unwritten(self) -> bool:
+        """Neither list was written: hosts are observed, not refused."""
+        return self.allowed_domains is None and self.blocked_domains is None
+
+
+class Bound(StrEnum):
+    """How the tokens of a call are bounded before it is made: by a calibrated high estimate, or by a true bound."""
+
+    CALIBRATED = "calibrated"
+    STRICT = "strict"
+
+
+class Unbounded(StrEnum):
+    """What to do with a request that carries no bound on its output: write one, refuse it, or assume one."""
+
+    WRITE = "write"
+    DENY = "deny"
+    ASSUME = "assume"
+
+
+class Ambiguous(StrEnum):
+    """What to charge for a call that may or may not have been served: the whole estimate, its input part, or nothing."""
+
+    ESTIMATE = "estimate"
+    INPUT = "input"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What a model costs, in nano-USD per million tokens."""
+
+    input: int
+    output: int
+    cache_read: int | None = None
+    cache_write: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LLM:
+    """Which models may be used, and how calls to them are bounded and priced.
+
+    Attributes:
+        providers: Their hosts become reachable (`openai`, `anthropic`, ...).
+        models: Patterns with `*`; None: any model.
+        max_output_tokens: The most that is written into a request that carries no bound.
+        bound: How input is bounded.
+        unbounded_output: What to do when the request carries no output bound.
+        include_usage: Whether chat streams are asked for their usage (the extra chunk is hidden from callers who did not ask).
+        ambiguous: What an attempt costs that got no answer.
+        prices: Own prices by model pattern; they outrank the price list.
+        unknown_price: What a model costs that nobody prices; None: it is refused where money is limited.
+    """
+
+    providers: tuple[str, ...] = ()
+    models: tuple[str, ...] | None = None
+    max_output_tokens: int = 16384
+    bound: Bound = Bound.CALIBRATED
+    unbounded_output: Unbounded = Unbounded.WRITE
+    include_usage: bool = True
+    ambiguous: Ambiguous = Ambiguous.ESTIMATE
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    unknown_price: Price | None = None
+    rule: Rule = field(default=Rule("llm"), compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """Which tools an agent may use. `allowed` None: any; `proposed` says whether a proposed forbidden call is refused or only told."""
+
+    allowed: tuple[str, ...] | None = None
+    proposed: str = "allow"
+    rule: Rule = field(default=Rule("tools"), compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKeys:
+    """What holds for the keys that an agent uses. `scope` None: no scope was written, so none is asked for."""
+
+    rotation_days: int | None = None
+    scope: tuple[str, ...] | None = None
+    rate_limit: Limit | None = None
+    rule: Rule = field(default=Rule("security.api_keys"), compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Monitoring:
+    """What is watched. `typical` maps a signal to its usual range; `alert_at` a signal to a fixed threshold."""
+
+    alert_on_anomaly: bool = False
+    track_token_usage: bool = True
+    false_alerts_per_week: float = 1.0
+    typical: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    alert_at: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentPolicy:
+    """What one agent may do."""
+
+    name: str
+    team: str | None = None
+    api_keys: ApiKeys = ApiKeys()
+    external_calls: ExternalCalls = ExternalCalls()
+    llm: LLM | None = None
+    budgets: tuple[Limit, ...] = ()
+    tools: Tools = Tools()
+    monitoring: Monitoring = Monitoring()
+    rule: Rule = field(default=Rule("agents"), compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """What a scope word opens: hosts (with paths, when given) and tools. Without the scope they are refused."""
+
+    name: str
+    hosts: tuple[HostPattern, ...] = ()
+    paths: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    rule: Rule = field(default=Rule("resources"), compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySource:
+    """A key and where its secret stays: `env:NAME`, `file:PATH`, `keyring:NAME`, ..."""
+
+    name: str
+    source: str
+    hosts: tuple[HostPattern, ...] = ()
+    agents: tuple[str, ...] = ()
+    rotation_days: int | None = None
+    rule: Rule = field(default=Rule("keys"), compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Fleet-wide limits, and how long a call waits for amounts that others hold."""
+
+    fleet: tuple[Limit, ...] = ()
+    fair_share: bool = False
+    contention_wait_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alerts:
+    """Where alerts go: channels by name (a kind and its settings), and routes from severities to channels."""
+
+    channels: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    routes: tuple[Mapping[str, object], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Everything that is enforced, as one immutable value.
+
+    Attributes:
+        version: The policy language; 1.
+        mode: `enforce`, or `report`: everything is decided and recorded, nothing is refused.
+        fleet: Names the shared counters.
+        store: Where the counters live, as a URL; None: SQLite in the state directory.
+        agents: What each agent may do. Names are unique.
+        resources: What scope words open.
+        keys: Keys and their sources.
+        limits: Fleet-wide limits.
+        alerts: Where alerts go.
+        path: The file it came from; empty for a policy built by hand.
+    """
+
+    version: int = 1
+    mode: Mode = Mode.ENFORCE
+    fleet: str = "default"
+    store: str | None = None
+    agents: tuple[AgentPolicy, ...] = ()
+    resources: tuple[Resource, ...] = ()
+    keys: tuple[KeySource, ...] = ()
+    limits: Limits = Limits()
+    alerts: Alerts = Alerts()
+    path: str = field(default="", compare=False)
+
+    def agent(self, name: str) -> AgentPolicy | None:
+        """The policy of an agent; None when it is not named."""
+        return next((agent for agent in self.agents if agent.name == name), None)
