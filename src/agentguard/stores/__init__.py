@@ -1,0 +1,1 @@
+"""Where the counters live. `open_store` picks a backend by URL."""

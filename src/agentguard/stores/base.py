@@ -1,0 +1,127 @@
+"""What every store can do, and the values that go in and come out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from agentguard.core.limits import Amounts, Charge, Crossed, LimitRow, Refused
+
+
+class Reserve(NamedTuple):
+    """A request for all charges of one call.
+
+    Attributes:
+        id: Names the call. Asking again with the same id gives the same answer.
+        charges: One for each row.
+        subjects: Every subject of the call; if one is isolated, the call is refused.
+        force: Take the charges whatever the rows say (report mode). The refusal that this passed over is in `Granted.refused`.
+    """
+
+    id: str
+    charges: tuple[Charge, ...]
+    subjects: tuple[str, ...] = ()
+    force: bool = False
+
+
+class Granted(NamedTuple):
+    """The charges were taken.
+
+    Attributes:
+        charges: What an extension took, which may be a part, so that nothing strands. Empty: all that was asked for.
+        crossed: Soft steps that were passed.
+        refused: What would have been the answer without `force`.
+    """
+
+    charges: tuple[Charge, ...] = ()
+    crossed: tuple[Crossed, ...] = ()
+    refused: Refused | None = None
+
+
+GRANTED = Granted()
+
+
+class Settled(NamedTuple):
+    """The answer to a settlement. `first` is False when the id was settled before, or is not known: nothing changed then."""
+
+    first: bool
+    crossed: tuple[Crossed, ...] = ()
+
+
+class Balance(NamedTuple):
+    """A row as `read` gives it. Amounts in the limit's unit; `resets_at` is Unix time, None for windows that do not end at once."""
+
+    row: str
+    amount: int
+    spent: int
+    held: int
+    resets_at: float | None = None
+
+
+class Isolation(NamedTuple):
+    """An isolated subject, and who isolated it, why and when (Unix time)."""
+
+    subject: str
+    by: str
+    why: str
+    at: float
+
+
+class Closeable(Protocol):
+    """Something to close."""
+
+    def close(self) -> None:
+        """Stop, and free what is held. Twice is once."""
+
+
+class Store(Protocol):
+    """Counts, holds and isolations. Every verb is atomic, and raises `StoreUnavailable` when there is no answer in time."""
+
+    @property
+    def may_block(self) -> bool:
+        """Whether a verb may wait for another process, so that an event loop should call it in a thread."""
+
+    def register(self, rows: Iterable[LimitRow]) -> None:
+        """Make rows known, or adopt a changed amount. What they have counted stays."""
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drop rows that will not be asked for again (an ended budget block). A hold on them settles into nothing."""
+
+    def reserve(self, request: Reserve) -> Granted | Refused:
+        """Take all charges of a call or none. Asking again with the same id gives the same answer.
+
+        Returns:
+            Granted when every charge was taken; otherwise Refused with the row that stands in the way, and nothing was taken.
+        """
+
+    def extend(self, id: str, charges: Sequence[Charge]) -> Granted | Refused:
+        """Take more for an open call: all of it, or the largest share that is left; refused when there is nothing left."""
+
+    def settle(self, id: str, actual: Amounts) -> Settled:
+        """Replace what a call holds by what it used, exactly once."""
+
+    def read(self, keys: Sequence[str]) -> Sequence[Balance]:
+        """Balances of rows, in the order asked; rows that are not known are left out."""
+
+    def rows(self) -> Sequence[tuple[LimitRow, Balance]]:
+        """Every row: the ledger, for the operator."""
+
+    def isolate(self, subject: str, *, on: bool, by: str, why: str) -> int:
+        """Stop a subject, or restore it. Returns the epoch, which grows with every change."""
+
+    def isolations(self) -> Sequence[Isolation]:
+        """The subjects that are isolated now."""
+
+    def watch(self, on_change: Callable[[], None]) -> Closeable:
+        """Call `on_change` after settlements and isolations, by whatever process. It may be called too often, never too late by more than 20 ms."""
+
+    def renew(self) -> None:
+        """Move on the deadlines of this process's open holds."""
+
+    def sweep(self) -> int:
+        """Charge the holds of dead processes, and of those past their deadline. Returns how many."""
+
+    def close(self) -> None:
+        """Free what is held. Open holds stay, and are swept when the process is gone."""
