@@ -1,0 +1,46 @@
+"""The code blocks of README and docs are tests: `pytest README.md docs`.
+
+A page is one program: its python blocks run from top to bottom and share their names, and its yaml blocks are policies
+that load. A block that cannot run is skipped where a reader of the source sees why:
+`<!-- skip: next "names a policy file of your own" -->`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sybil import Sybil
+from sybil.parsers.myst import CodeBlockParser, DocTestDirectiveParser, PythonCodeBlockParser, SkipParser
+
+if TYPE_CHECKING:
+    from sybil import Example
+
+
+def load_policy(example: Example) -> None:
+    """Load a yaml block as a user's policy file; a fault in it fails the page with the loader's own message."""
+    from agentguard import Policy
+
+    file = Path("agentguard.yaml")
+    file.write_text(example.parsed, encoding="utf-8")
+    Policy.from_yaml(file)
+
+
+@pytest.fixture
+def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Give a page its own folder: nothing that it writes stays, and no state of this machine changes what it prints."""
+    monkeypatch.setenv("AGENTGUARD_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+
+
+pytest_collect_file = Sybil(
+    parsers=[
+        PythonCodeBlockParser(),
+        CodeBlockParser(language="yaml", evaluator=load_policy),
+        DocTestDirectiveParser(),
+        SkipParser(),
+    ],
+    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
+    fixtures=["own_folder"],
+).pytest()
