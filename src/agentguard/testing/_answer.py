@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from agentguard.testing._schema import instance_of
 from agentguard.testing.reply import DEFAULT_OUTPUT_TOKENS
 from agentguard.testing.tokens import count_tokens, cut, input_tokens, text_of
 
@@ -52,6 +53,8 @@ class Ask:
     """Answers to charge for (`best_of`)."""
     stream: bool = False
     include_usage: bool = True
+    schema: Json | None = None
+    """What the answer's text must be JSON of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,8 @@ def answer_to(ask: Ask, reply: Reply, request: RecordedRequest) -> Answer:
     calls = tuple(_call(call, f"{seed:08x}{index:016x}") for index, call in enumerate(reply.tool_calls))
     call_tokens = sum(call.tokens for call in calls)
     text = reply.text
+    if text is None and ask.schema is not None and reply.output_tokens is None and not calls:
+        text = json.dumps(instance_of(ask.schema), ensure_ascii=False)
     if text is None:
         text = text_of(_unscripted_tokens(reply, call_tokens), seed=seed)
     wanted = reply.output_tokens

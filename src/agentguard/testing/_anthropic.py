@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agentguard.testing._limits import Limits
     from agentguard.testing.records import RecordedRequest
 
-MODELS: Final = ("claude-opus-4-5", "claude-sonnet-4-5", "claude-haiku-4-5")
+MODELS: Final = ("claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5")
 
 
 class Anthropic:
@@ -99,7 +99,14 @@ class Messages(Anthropic):
     def read(self, request: RecordedRequest) -> Ask:
         """What a request asks for."""
         body = _body_of(request, "model", "messages", "max_tokens")
-        return Ask(body=body, model=body["model"], max_tokens=body["max_tokens"], stream=bool(body.get("stream")))
+        output_format = (body.get("output_config") or {}).get("format") or body.get("output_format") or {}
+        return Ask(
+            body=body,
+            model=body["model"],
+            max_tokens=body["max_tokens"],
+            stream=bool(body.get("stream")),
+            schema=output_format.get("schema"),
+        )
 
     def whole(self, ask: Ask, answer: Answer, number: int) -> bytes:
         """The answer as one JSON document."""

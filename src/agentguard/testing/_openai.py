@@ -154,6 +154,7 @@ class Chat(OpenAI):
             generations=choices,
             stream=bool(body.get("stream")),
             include_usage=_includes_usage(body),
+            schema=((body.get("response_format") or {}).get("json_schema") or {}).get("schema"),
         )
 
     def whole(self, ask: Ask, answer: Answer, number: int) -> bytes:
@@ -333,6 +334,7 @@ class Responses(OpenAI):
             model=_model_of(request, body),
             max_tokens=body.get("max_output_tokens"),
             stream=bool(body.get("stream")),
+            schema=((body.get("text") or {}).get("format") or {}).get("schema"),
         )
 
     def whole(self, ask: Ask, answer: Answer, number: int) -> bytes:

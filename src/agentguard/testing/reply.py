@@ -30,7 +30,8 @@ class Reply:
     """One scripted answer; every field has a working default.
 
     Attributes:
-        text: What the model says, or the message of an error. None: words that depend only on the prompt.
+        text: What the model says, or the message of an error. None: words that depend only on the request,
+            or the smallest JSON that fits when it asks for a schema.
         output_tokens: Usage to report; without `text` also the length of what is said. None: counted from `text` and
             `tool_calls`, or 16. The request's own bound caps it, and the text with it (a tool call that no longer fits
             is left out).
