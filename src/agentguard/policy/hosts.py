@@ -76,9 +76,7 @@ def fold(address: IPAddress) -> IPAddress:
     return IPv6Address(value)  # a scope id says which interface, not which host
 
 
-_EMBEDS_IN_LAST_32 = frozenset(
-    int(IPv6Address(prefix)) >> 32 for prefix in ("::", "::ffff:0:0", "::ffff:0:0:0", "64:ff9b::")
-)
+_EMBEDS_IN_LAST_32 = frozenset(int(IPv6Address(prefix)) >> 32 for prefix in ("::", "::ffff:0:0", "::ffff:0:0:0", "64:ff9b::"))
 
 
 def _text(host: str | bytes) -> str:
@@ -169,9 +167,7 @@ _PRIVATE_V4 = tuple(map(IPv4Network, (
 # fmt: on
 _GLOBAL_V6 = IPv6Network("2000::/3")  # all that IANA has given out for public use; everything else is special
 _PRIVATE_V6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "3fff::/20")))
-_TRANSLATED_V6 = tuple(
-    map(IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "2002::/16", "2001::/32"))
-)
+_TRANSLATED_V6 = tuple(map(IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "2002::/16", "2001::/32")))
 
 _METADATA_ADDRESSES: frozenset[IPAddress] = frozenset(
     map(
@@ -545,9 +541,7 @@ class HostRules:
             return Verdict(False, f"{address} is no address", ALLOWED_DOMAINS)
         best = self._best(entry for entry in self._networks if entry.covers("", found, port))
         if best is not None and not best.allows and not _is_everything(best.pattern):
-            return Verdict(
-                False, f"{name!r} leads to {found}, and {best.pattern} is in {best.rule}", best.rule, best.pattern
-            )
+            return Verdict(False, f"{name!r} leads to {found}, and {best.pattern} is in {best.rule}", best.rule, best.pattern)
         space = space_of(found)
         if best is not None and best.allows and best.pattern.reaches_private and space is Space.PRIVATE:
             return verdict

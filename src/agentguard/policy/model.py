@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import os
+    from collections.abc import Callable, Mapping
 
     from agentguard.policy.hosts import HostPattern
 
 NANOS_PER_USD = 1_000_000_000
-"""Money lives as integer nano-USD: a token of the cheapest model costs tens of them, and 2**53 of them are nine million dollars."""
+"""Money lives as integer nano-USD: a token of the cheapest model costs tens of them, 2**53 are nine million dollars."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Window:
     """The period of a limit.
 
     Attributes:
-        every: `minute`, `hour`, `day` or `month` follow the clock in UTC; None with no length is the subject's whole life.
+        every: `minute`, `hour`, `day` or `month` follow the clock in UTC; None with no length: the whole life.
         seconds: The length of a rolling window; 0 for the others.
     """
 
@@ -101,7 +102,7 @@ class Window:
         return self.seconds > 0
 
     def __str__(self) -> str:
-        return f"{self.seconds:g}s" if self.is_rolling else (self.every or "life")
+        return f"{self.seconds:.12g}s" if self.is_rolling else (self.every or "life")
 
 
 Window.LIFE = Window()
@@ -130,7 +131,7 @@ class Limit:
     over: Over = Over.ALL
     warn_at: tuple[int, ...] = ()
     on_store_down: OnStoreDown = OnStoreDown.CLOSED
-    text: str = ""
+    text: str = field(default="", compare=False)
     rule: Rule = field(default=Rule("budgets"), compare=False)
 
     def __post_init__(self) -> None:
@@ -155,6 +156,8 @@ class ExternalCalls:
         allow_private: Whether an exact name may resolve to private address space.
         allow_metadata: Whether cloud metadata addresses may be reached at all.
         allow_udp: Whether datagrams may be sent.
+        rule: Where the list of what is allowed stands, or the whole when it is not written.
+        blocked_rule: Where the list of what is blocked stands; None: as `rule`.
     """
 
     allowed_domains: tuple[HostPattern, ...] | None = None
@@ -164,11 +167,17 @@ class ExternalCalls:
     allow_metadata: bool = False
     allow_udp: bool = False
     rule: Rule = field(default=Rule("external_calls"), compare=False)
+    blocked_rule: Rule | None = field(default=None, compare=False)
 
     @property
     def is_unwritten(self) -> bool:
         """Neither list was written: hosts are observed, not refused."""
         return self.allowed_domains is None and self.blocked_domains is None
+
+    def rule_of(self, name: str) -> Rule:
+        """A rule by the name that a verdict gives (`external_calls.blocked_domains`), with the line to look at."""
+        stands = self.blocked_rule if self.blocked_rule is not None and name == self.blocked_rule.name else self.rule
+        return Rule(name, stands.path, stands.line)
 
 
 class Bound(StrEnum):
@@ -187,7 +196,7 @@ class Unbounded(StrEnum):
 
 
 class Ambiguous(StrEnum):
-    """What to charge for a call that may or may not have been served: the whole estimate, its input part, or nothing."""
+    """What to charge for a call that may or may not have been served: the estimate, its input part, or nothing."""
 
     ESTIMATE = "estimate"
     INPUT = "input"
@@ -214,7 +223,7 @@ class LLM:
         max_output_tokens: The most that is written into a request that carries no bound.
         bound: How input is bounded.
         unbounded_output: What to do when the request carries no output bound.
-        include_usage: Whether chat streams are asked for their usage (the extra chunk is hidden from callers who did not ask).
+        include_usage: Whether chat streams are asked for their usage; the extra chunk is hidden from who did not ask.
         ambiguous: What an attempt costs that got no answer.
         prices: Own prices by model pattern; they outrank the price list.
         unknown_price: What a model costs that nobody prices; None: it is refused where money is limited.
@@ -234,7 +243,7 @@ class LLM:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """Which tools an agent may use. `allowed` None: any; `proposed` says whether a proposed forbidden call is refused or only told."""
+    """Which tools an agent may use. `allowed` None: any; `proposed`: whether a forbidden proposal is refused or told."""
 
     allowed: tuple[str, ...] | None = None
     proposed: str = "allow"
@@ -344,6 +353,12 @@ class Policy:
     limits: Limits = Limits()
     alerts: Alerts = Alerts()
     path: str = field(default="", compare=False)
+
+    # Bound in `agentguard.policy`: they import pydantic and yaml, which the model must not know.
+    from_yaml: ClassVar[Callable[[str | bytes | os.PathLike[str]], Policy]]
+    from_toml: ClassVar[Callable[[str | bytes | os.PathLike[str]], Policy]]
+    from_mapping: ClassVar[Callable[[Mapping[str, Any]], Policy]]
+    json_schema: ClassVar[Callable[[], dict[str, Any]]]
 
     def agent(self, name: str) -> AgentPolicy | None:
         """The policy of an agent; None when it is not named."""
