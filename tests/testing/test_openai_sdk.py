@@ -50,9 +50,7 @@ def test_chat_says_what_was_scripted_and_reports_its_usage(provider, client):
 def test_chat_stream_has_usage_only_when_asked(provider, client):
     silent = list(client.chat.completions.create(model="gpt-5", messages=HELLO, stream=True))
     told = list(
-        client.chat.completions.create(
-            model="gpt-5", messages=HELLO, stream=True, stream_options={"include_usage": True}
-        )
+        client.chat.completions.create(model="gpt-5", messages=HELLO, stream=True, stream_options={"include_usage": True})
     )
 
     assert [chunk.usage for chunk in silent] == [None] * 18
@@ -169,9 +167,7 @@ def test_response_stream_helper_assembles_text_and_tool_calls(provider, client):
 
 
 def test_response_parse_gets_an_instance_without_any_script(provider, client):
-    assert client.responses.parse(model="gpt-5", input="hello", text_format=City).output_parsed == City(
-        name="ant", people=1
-    )
+    assert client.responses.parse(model="gpt-5", input="hello", text_format=City).output_parsed == City(name="ant", people=1)
 
 
 def test_legacy_completions_answer_every_prompt(provider, client):

@@ -34,15 +34,19 @@ class Api(Protocol):
 
     def key_of(self, request: RecordedRequest) -> str:
         """The API key a request carries, or an empty string."""
+        ...
 
     def headers(self, request_id: str, limits: Limits) -> dict[str, str]:
         """Headers of every answer."""
+        ...
 
     def error(self, status: int, problem: Problem, request_id: str) -> Json:
         """The body of an error."""
+        ...
 
     def error_event(self, problem: Problem, request_id: str) -> bytes:
         """An error inside a stream that began well."""
+        ...
 
     def read(self, request: RecordedRequest) -> Ask:
         """What a request asks for.
@@ -50,12 +54,15 @@ class Api(Protocol):
         Raises:
             BadRequestError: The request lacks something the API requires.
         """
+        ...
 
     def whole(self, ask: Ask, answer: Answer, number: int) -> bytes:
         """The answer as one JSON document; `number` makes its ids."""
+        ...
 
     def stream(self, ask: Ask, answer: Answer, number: int) -> Stream:
         """The answer as server-sent events; `number` makes its ids."""
+        ...
 
 
 class Exchange:

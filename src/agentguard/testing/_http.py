@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection of a loopback server: requests in, bytes out.
 
-By hand rather than `http.server`, which spends 0.3 ms on parsing a request head (its email parser) and writes head and
-body apart; benchmarks run through this server.
+By hand rather than `http.server`, which reads headers with the email parser (55 us for 14 of them, against 6 us here)
+and writes head and body apart; benchmarks run through this server.
 """
 
 from __future__ import annotations

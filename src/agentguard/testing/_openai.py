@@ -165,8 +165,7 @@ class Chat(OpenAI):
             message["tool_calls"] = [_chat_call(call) for call in answer.calls]
         finish = _finish_reason(answer)
         choices = [
-            {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
-            for index in range(ask.choices)
+            {"index": index, "message": message, "logprobs": None, "finish_reason": finish} for index in range(ask.choices)
         ]
         whole = _chat_head(ask, number, "chat.completion") | {"choices": choices}
         if answer.shows_usage:

@@ -227,8 +227,9 @@ def reply_of(fields: Mapping[str, Any]) -> Reply:
     Raises:
         TypeError: An unknown field.
     """
-    calls = fields.get("tool_calls") or ()
-    return Reply(**dict(fields) | {"tool_calls": tuple(ToolCall(**call) for call in calls)})
+    known = dict(fields)
+    known["tool_calls"] = [ToolCall(**call) for call in known.get("tool_calls", ())]
+    return Reply(**known)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

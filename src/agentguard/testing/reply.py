@@ -20,7 +20,7 @@ class ToolCall:
     """A tool call that the model proposes."""
 
     name: str
-    arguments: Mapping[str, object] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict[str, object])
     id: str | None = None
     """Made up when None."""
 
@@ -86,7 +86,7 @@ class Reply:
     drop_connection: bool = False
     fail_times: int | None = None
     gzip: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def is_failure(self) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 BYTES_PER_TOKEN = 4
 
@@ -66,8 +69,8 @@ def input_tokens(body: Mapping[str, object]) -> int:
 def _tokens_in(value: object) -> int:
     if isinstance(value, str):
         return count_tokens(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return sum(_tokens_in(part) for key, part in value.items() if key not in _NOT_TEXT)
-    if isinstance(value, Sequence):
+    if isinstance(value, list | tuple):
         return sum(_tokens_in(part) for part in value)
     return 1 if isinstance(value, int | float) else 0
