@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from agentguard.testing import _anthropic, _openai
+from agentguard.testing import _anthropic, _openai, _openai_completions, _openai_responses
 from agentguard.testing._answer import BadRequestError, Problem
 from agentguard.testing._exchange import Api, Exchange
 from agentguard.testing._json import to_bytes
@@ -38,9 +38,9 @@ Script = Reply | Callable[["RecordedRequest"], Reply]
 """A reply, or a function that makes one for each request."""
 
 _BY_SUFFIX: tuple[tuple[str, Api], ...] = (
-    ("/chat/completions", _openai.Chat()),
-    ("/completions", _openai.Completions()),
-    ("/responses", _openai.Responses()),
+    ("/chat/completions", _openai_completions.Chat()),
+    ("/completions", _openai_completions.Completions()),
+    ("/responses", _openai_responses.Responses()),
     ("/embeddings", _openai.Embeddings()),
     ("/messages", _anthropic.Messages()),
     ("/messages/count_tokens", _anthropic.CountTokens()),
