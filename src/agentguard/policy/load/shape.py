@@ -133,6 +133,18 @@ def _channel_kind(value: object) -> str:
     raise ValueError(f"unknown kind of channel {found(value)}{did_you_mean(str(value), CHANNELS)}")
 
 
+def _deny(value: object) -> str:
+    if value == "deny":
+        return "deny"
+    raise ValueError(f"expected 'deny' or a price such as {{input: $10, output: $50}}, found {found(value)}")
+
+
+def _version(value: object) -> int:
+    if value == 1 and type(value) is int:
+        return 1
+    raise ValueError(f"this agentguard reads version 1, found {found(value)}")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown word: the one it resembles, or all when they are few."""
     words = sorted(known)
@@ -164,6 +176,7 @@ PathText = Annotated[str, PlainValidator(_path), _example("/customers/*")]
 SourceText = Annotated[str, PlainValidator(_source), _example("env:OPENAI_API_KEY")]
 StoreURL = Annotated[str, PlainValidator(_store), _example("redis://redis:6379/0", "memory://")]
 ChannelKind = Annotated[str, PlainValidator(_channel_kind), _schema("string", enum=list(CHANNELS))]
+Version = Annotated[int, PlainValidator(_version), WithJsonSchema({"const": 1})]
 Days = Annotated[int, Ge(1), Le(36_500)]
 Tokens = Annotated[int, Ge(1), Le(grammar.MAX_AMOUNT)]
 Positive = Annotated[float, Gt(0)]
@@ -212,7 +225,7 @@ class PriceShape(TypedDict, total=False):
 
 
 UnknownPrice = Annotated[
-    Annotated[Literal["deny"], Tag("|deny")] | Annotated[PriceShape, Tag("|price")],
+    Annotated[str, PlainValidator(_deny), WithJsonSchema({"const": "deny"}), Tag("|deny")] | Annotated[PriceShape, Tag("|price")],
     Discriminator(lambda value: "|price" if isinstance(value, dict) else "|deny"),
 ]
 
@@ -365,7 +378,7 @@ class KeyShape(TypedDict, total=False):
 class DocumentShape(TypedDict, total=False):
     """A policy file: one agent under `agent_config`, or several under `agents`."""
 
-    version: Literal[1]
+    version: Version
     mode: Annotated[Mode, _word]
     fleet: Name
     store: StoreURL

@@ -71,7 +71,7 @@ def _keys(text: str) -> tuple[str, ...]:
     return tuple(part[1:-1] if part[:1] in "\"'" else part for part in re.findall(_PART, text))
 
 
-def is_agentguard_table(text: str) -> bool:
+def has_policy(text: str) -> bool:
     """Whether a pyproject.toml carries a policy; one that is broken does if it says so."""
     try:
         tool: Any = tomllib.loads(text).get("tool")

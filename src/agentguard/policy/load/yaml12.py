@@ -171,10 +171,11 @@ class _Composer:
         entries: dict[str, Any] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             place = _place(event.start_mark)
-            name = self._node(event, key, depth + 1)
+            spelled = str(event.value) if isinstance(event, yaml.ScalarEvent) else f"line {place[0]}"
+            name = self._node(event, (*key, spelled), depth + 1)
             if not isinstance(name, str):
-                self._fault(f"a key is text: quote {_shown(name)}", place, key)
-                name = str(event.value) if isinstance(event, yaml.ScalarEvent) else f"line {place[0]}"
+                name = spelled
+                self._fault("a key is text: quote it", place, (*key, name))
             here = (*key, name)
             if name in entries:
                 first = self._document.places[here]
@@ -218,10 +219,6 @@ def _place(mark: Any) -> Place:
 def _count(text: str, position: int) -> Place:
     before = text[:position]
     return before.count("\n") + 1, position - before.rfind("\n")
-
-
-def _shown(value: object) -> str:
-    return repr(value) if isinstance(value, (bool, int, float)) or value is None else "it"
 
 
 def render(document: dict[str, Any]) -> str:
