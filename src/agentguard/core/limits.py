@@ -1,27 +1,28 @@
-"""The algebra of limits: rows that count, and the four verbs on them: decide, take, extend, give.
+"""The algebra of limits: rows that count, and the verbs on them: decide, take, enlarge, give.
 
 A row is what one limit has counted against one subject. Every store keeps rows, and every store decides with the
 functions here: the memory store under its lock, SQLite inside its transaction. They read no clock and do no I/O,
 so the same history gives the same answers everywhere.
 
-The law: after any `take`, `spent + held <= amount` in every row. `decide` looks at all rows before anything is
-taken, so a call is charged everywhere or nowhere.
+The law: after any `take` that `decide` has let pass, `spent + held <= amount` in every row. `decide` looks at all rows
+before anything is taken, so a call is charged everywhere or nowhere.
 """
 
 from __future__ import annotations
 
+from array import array
 from datetime import UTC, datetime
 from enum import StrEnum
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from agentguard.policy.model import Limit, Unit
+from agentguard.policy.model import Limit, Unit, Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 BUCKETS = 60
-"""Sub-buckets of a rolling window. One more is counted, so a rate is late by at most 1/60 of its window and never early."""
+"""Sub-buckets of a rolling window. One more is counted, so what was spent is given back late, by at most 1/60 of the window, never early."""
 
 _FIXED_SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
 _NEVER = 1 << 62
@@ -110,126 +111,203 @@ class Crossed(NamedTuple):
     amount: int
 
 
+_NOTHING = 2
+_SETTLES_AS = {Unit.TOKENS: 0, Unit.USD: 1, Unit.CONCURRENT_CALLS: _NOTHING, Unit.CALLS: _NOTHING}
+"""Where `give` finds what was used of a unit, in `(tokens, nanos, 0)`. Calls are spent when admitted, concurrency is given back."""
+
+
+class State(NamedTuple):
+    """What a row has counted, as a store writes it down. The fields are those of `Row`; `buckets` are machine-order 64-bit integers."""
+
+    spent: int = 0
+    held: int = 0
+    start: float = 0.0
+    ends: float = -inf
+    warned: int = 0
+    warned_in: float = 0.0
+    buckets: bytes = b""
+
+
 class Row:
     """What one limit has counted against one subject. Mutable, and guarded by the store that owns it.
 
     Attributes:
-        spent, held: Settled, and reserved by calls in flight, in the current window.
-        start: Names the current window: the Unix time of its beginning, or the number of the current bucket.
+        key: Names the counter.
+        id: The store's own name for it, which is not used again when the row is forgotten.
+        spent: Settled, in the current window.
+        taken: Spent and held, in the current window: what the law bounds by `amount`.
+        start: Names the current window by the Unix time of its beginning.
         ends: Unix time at which `advance` has to move the window on.
-        previous: The window before, and what was spent in it (late settlements go there).
-        buckets: `[number, spent, held]` of each bucket of a rolling window that still counts, oldest first.
-        warned: The highest soft step that was told in this window, in percent.
+        warned: The highest soft step that was told, in percent, and in `warned_in` the window in which it was.
+        is_held: Amounts are held until they settle. Calls are not: a call was made, whatever comes of it.
+        is_plain: Amounts are held, and in a window that does not slide: the case that is worth being fast.
     """
 
     __slots__ = (
         "amount",
-        "buckets",
         "ends",
-        "held",
-        "is_rolling",
-        "is_spent_at_once",
+        "id",
+        "is_held",
+        "is_plain",
         "key",
-        "previous",
+        "settles_as",
         "spent",
         "start",
-        "unit",
+        "taken",
         "warn_at",
         "warn_next",
         "warned",
+        "warned_in",
         "window",
     )
 
-    def __init__(self, registered: LimitRow) -> None:
-        self.key = registered.key
-        self.spent = self.held = 0
-        self.start = 0.0
-        self.previous: tuple[float, int] = (0.0, 0)
-        self.buckets: list[list[int]] = []
-        self.warned = 0
-        self.configure(registered.limit)
-        self.ends = -inf if self.is_rolling or self.window.every else inf
+    def __init__(self, key: str, limit: Limit, id: int = 0, state: State | None = None) -> None:
+        self.key = key
+        self.id = id
+        self.window = _window_of(limit)
+        self.is_held = limit.unit is not Unit.CALLS
+        self.is_plain = self.is_held and not self.window.is_rolling
+        self.settles_as = _SETTLES_AS[limit.unit]
+        self.amount = limit.amount
+        self.warn_at = limit.warn_at
+        self._restore(state or State(ends=inf if self.window == Window.LIFE else -inf))
+        self._set_next_step()
+
+    @classmethod
+    def of(cls, key: str, limit: Limit, id: int = 0, state: State | None = None) -> Row:
+        """The row of a limit, with what it had counted."""
+        return (RollingRow if _window_of(limit).is_rolling else Row)(key, limit, id, state)
+
+    @property
+    def held(self) -> int:
+        """Reserved by calls in flight, in the current window."""
+        return self.taken - self.spent
 
     def configure(self, limit: Limit) -> None:
-        """Adopt a limit's amount and soft steps; what was counted stays."""
-        self.unit = limit.unit
+        """Adopt a limit's amount and soft steps; what was counted stays, and a step that is no longer passed can be told again."""
         self.amount = limit.amount
-        self.window = limit.window
-        self.is_rolling = limit.window.is_rolling
-        self.is_spent_at_once = limit.unit is Unit.CALLS
         self.warn_at = limit.warn_at
-        self._set_next_warning()
+        self._forget_steps_not_passed()
 
     def advance(self, now: float) -> None:
         """Move the window on to `now`. It never moves back, whatever the clock does."""
         if now < self.ends:
             return
-        if self.is_rolling:
-            self._advance_buckets(now)
-        else:
-            self.previous = (self.start, self.spent)
-            self.start, self.ends = _calendar_window(self.window.every or "", now)
-            self.spent = self.held = 0
-        self.warned = max((step for step in self.warn_at if step <= self.warned and self.spent * 100 >= step * self.amount), default=0)
-        self._set_next_warning()
-
-    def _advance_buckets(self, now: float) -> None:
-        width = self.window.seconds / BUCKETS
-        current = int(now // width)
-        self.start = current
-        self.ends = (current + 1) * width
-        self.buckets = [bucket for bucket in self.buckets if bucket[0] >= current - BUCKETS]
-        self.spent = sum(bucket[1] for bucket in self.buckets)
-        self.held = sum(bucket[2] for bucket in self.buckets)
+        self.start, self.ends = _calendar_window(self.window.every or "", now)
+        self.spent = self.taken = 0
+        self._forget_steps_not_passed()
 
     def add(self, spent: int, held: int, start: float) -> None:
-        """Count amounts in the window (or bucket) that `start` names; one that is over no longer counts."""
-        if self.is_rolling:
-            if not self._add_to_bucket(spent, held, int(start)):
-                return
-        elif start != self.start:
-            if start == self.previous[0]:
-                self.previous = (start, self.previous[1] + spent)
-            return
-        self.spent += spent
-        self.held += held
-
-    def _add_to_bucket(self, spent: int, held: int, number: int) -> bool:
-        for bucket in reversed(self.buckets):
-            if bucket[0] == number:
-                bucket[1] += spent
-                bucket[2] += held
-                return True
-        if number != self.start:
-            return False
-        self.buckets.append([number, spent, held])
-        return True
+        """Count amounts in the window that `start` names; one that is over no longer counts."""
+        if start == self.start:
+            self.spent += spent
+            self.taken += spent + held
 
     def retry_at(self, requested: int) -> float | None:
         """When enough of the window will be over for an amount to fit; None when it never will."""
-        if requested > self.amount:
-            return None
-        if not self.is_rolling:
-            return self.ends if self.ends != inf else None
-        surplus = self.spent + self.held + requested - self.amount
-        width = self.window.seconds / BUCKETS
-        for number, spent, held in self.buckets:
-            surplus -= spent + held
-            if surplus <= 0:
-                return (number + BUCKETS + 1) * width
-        return self.ends
+        return None if requested > self.amount or self.ends == inf else self.ends
 
     def crossed(self) -> Crossed | None:
         """The soft step that `spent` has newly passed, told once a window."""
         if self.spent < self.warn_next:
             return None
-        self.warned = max(step for step in self.warn_at if self.spent * 100 >= step * self.amount)
-        self._set_next_warning()
+        self.warned = max(step for step in self.warn_at if self._is_passed(step))
+        self.warned_in = self.start
+        self._set_next_step()
         return Crossed(self.key, self.warned, self.spent, self.amount)
 
-    def _set_next_warning(self) -> None:
-        steps = [step for step in self.warn_at if step > self.warned]
-        self.warn_next = -(-steps[0] * self.amount // 100) if steps else _NEVER
+    def state(self) -> State:
+        """What has been counted, to be written down."""
+        return State(self.spent, self.taken - self.spent, self.start, self.ends, self.warned, self.warned_in)
+
+    def _restore(self, state: State) -> None:
+        self.spent, held, self.start, self.ends, self.warned, self.warned_in, _ = state
+        self.taken = self.spent + held
+
+    def _is_passed(self, step: int) -> bool:
+        return self.spent * 100 >= step * self.amount
+
+    def _forget_steps_not_passed(self) -> None:
+        self.warned = max((step for step in self.warn_at if step <= self.warned and self._is_passed(step)), default=0)
+        self._set_next_step()
+
+    def _set_next_step(self) -> None:
+        step = next((step for step in self.warn_at if step > self.warned), None)
+        self.warn_next = _NEVER if step is None else -(-step * self.amount // 100)
+
+
+class RollingRow(Row):
+    """A row whose window slides. It is counted in buckets of 1/60 of its length; `start` is the number of the current one.
+
+    A bucket counts until the whole window has passed since its *end*: what was taken in bucket b is given back when
+    bucket b + 61 begins, more than 60 widths after the taking, and at most 61.
+
+    Attributes:
+        buckets: Number, spent and held of each bucket that was used and still counts, oldest first, one after the other.
+        width: The length of a bucket in seconds.
+    """
+
+    __slots__ = ("buckets", "width")
+
+    buckets: array[int]
+    width: float
+
+    def advance(self, now: float) -> None:
+        """Move the window on to `now`. It never moves back, whatever the clock does."""
+        if now < self.ends:
+            return
+        current = int(now // self.width)
+        self.start = float(current)
+        self.ends = (current + 1) * self.width
+        self._drop_buckets_before(current - BUCKETS)
+        if self.warned and self.warned_in < current - BUCKETS:  # a step that comes and goes within a window is told once
+            self._forget_steps_not_passed()
+
+    def add(self, spent: int, held: int, start: float) -> None:
+        """Count amounts in the bucket that `start` names; one that is over no longer counts."""
+        buckets = self.buckets
+        for place in range(len(buckets) - 3, -1, -3):
+            if buckets[place] == start:
+                break
+        else:
+            if start != self.start:
+                return
+            place = len(buckets)
+            buckets.extend((int(start), 0, 0))
+        buckets[place + 1] += spent
+        buckets[place + 2] += held
+        self.spent += spent
+        self.taken += spent + held
+
+    def retry_at(self, requested: int) -> float | None:
+        """When enough of the window will be over for an amount to fit; None when it never will."""
+        if requested > self.amount:
+            return None
+        surplus = self.taken + requested - self.amount
+        buckets = self.buckets
+        for place in range(0, len(buckets), 3):
+            surplus -= buckets[place + 1] + buckets[place + 2]
+            if surplus <= 0:
+                return (buckets[place] + BUCKETS + 1) * self.width
+        return self.ends
+
+    def state(self) -> State:
+        """What has been counted, to be written down."""
+        return super().state()._replace(buckets=self.buckets.tobytes())
+
+    def _restore(self, state: State) -> None:
+        super()._restore(state)
+        self.width = self.window.seconds / BUCKETS
+        self.buckets = array("q", state.buckets)
+
+    def _drop_buckets_before(self, oldest: int) -> None:
+        buckets = self.buckets
+        over = 0
+        while over < len(buckets) and buckets[over] < oldest:
+            self.spent -= buckets[over + 1]
+            self.taken -= buckets[over + 1] + buckets[over + 2]
+            over += 3
+        del buckets[:over]
 
 
 class Item(NamedTuple):
@@ -241,99 +319,125 @@ class Item(NamedTuple):
     continued: bool = False
 
 
-def decide(rows: Sequence[Row], charges: Sequence[Charge], now: float) -> Refused | None:
-    """Say whether every charge fits its row; None when all do. Takes nothing.
+def decide(rows: Mapping[str, Row], charges: Sequence[Charge], now: float) -> dict[str, Row] | Refused:
+    """Say whether every charge fits its row: the rows, in the order of the charges, when all do. Takes nothing.
 
-    An exhausted row outranks a contended one: a caller who cannot be served must not wait.
+    A row that is missing outranks all, since it is never read as "nothing spent"; an exhausted row outranks a contended
+    one, since a caller who cannot be served must not wait.
+
+    Raises:
+        ValueError: A row is charged twice: each charge might fit where both do not.
     """
-    contended = None
-    for row, (key, amount) in zip(rows, charges):  # noqa: B905 - one row a charge, built so by the caller; strict costs 0.2 us
-        if now >= row.ends:
-            row.advance(now)
-        spent = row.spent
-        if spent + row.held + amount <= row.amount:
+    fitting = {}
+    try:
+        for key, amount in charges:
+            fitting[key] = row = rows[key]
+            if now >= row.ends:
+                row.advance(now)
+            if row.taken + amount > row.amount:
+                return _refusal(rows, charges, now)
+    except KeyError as missing:
+        return Refused(RefusalKind.UNREGISTERED, missing.args[0])
+    if len(fitting) < len(charges):
+        raise ValueError(f"a request charges a row twice: {', '.join(charge.row for charge in charges)}")
+    return fitting
+
+
+def _refusal(rows: Mapping[str, Row], charges: Sequence[Charge], now: float) -> Refused:
+    first: dict[RefusalKind, Refused] = {}
+    for key, amount in charges:
+        row = rows.get(key)
+        if row is None:
+            return Refused(RefusalKind.UNREGISTERED, key)
+        row.advance(now)
+        if row.taken + amount > row.amount:
+            kind = RefusalKind.EXHAUSTED if row.spent + amount > row.amount else RefusalKind.CONTENDED
+            first.setdefault(kind, Refused(kind, key, row.amount, row.spent, row.held, amount, row.retry_at(amount)))
+    return first.get(RefusalKind.EXHAUSTED) or first[RefusalKind.CONTENDED]
+
+
+def take(rows: Iterable[Row], charges: Sequence[Charge], crossed: list[Crossed]) -> list[Item]:
+    """Charge the rows that `decide` has just named. Returns what is held now, and adds the soft steps that were passed to `crossed`."""
+    items: list[Item] = []
+    for row, (_, amount) in zip(rows, charges):  # noqa: B905 - `decide` gave a row for each charge; `strict` costs 0.2 us
+        if not row.is_held:
+            row.add(amount, 0, row.start)
+            if row.spent >= row.warn_next:
+                _tell(row, crossed)
             continue
-        exhausted = spent + amount > row.amount
-        if exhausted or contended is None:
-            kind = RefusalKind.EXHAUSTED if exhausted else RefusalKind.CONTENDED
-            refused = Refused(kind, key, row.amount, spent, row.held, amount, row.retry_at(amount))
-            if exhausted:
-                return refused
-            contended = refused
-    return contended
-
-
-def take(rows: Sequence[Row], charges: Sequence[Charge], items: list[Item]) -> list[Crossed]:
-    """Charge rows that `decide` has just let pass, note in `items` what is held, and return the soft steps passed.
-
-    A call is spent at once: it was made, whatever comes of it. Tokens, money and concurrency are held until they settle.
-    """
-    crossed = []
-    for row, (_, amount) in zip(rows, charges):  # noqa: B905 - as in `decide`
-        if row.is_spent_at_once:
-            if row.is_rolling:
-                row.add(amount, 0, row.start)
-            else:
-                row.spent += amount
-            if row.spent >= row.warn_next and (step := row.crossed()):
-                crossed.append(step)
-            continue
-        if row.is_rolling:
-            row.add(0, amount, row.start)
+        if row.is_plain:
+            row.taken += amount
         else:
-            row.held += amount
+            row.add(0, amount, row.start)
         items.append((row, row.start, amount, False))  # type: ignore[arg-type]  # a bare tuple is built four times as fast as an Item
-    return crossed
+    return items
 
 
-def portion(rows: Sequence[Row], charges: Sequence[Charge]) -> tuple[Charge, ...]:
+def portion(rows: Iterable[Row], charges: Sequence[Charge]) -> tuple[Charge, ...]:
     """The largest common share of the charges that fits every row, for rows that `decide` has just refused.
 
     All charges shrink in the same proportion, since they are one amount of output in several units.
-    Empty when not even one unit fits.
+    Empty when the share of any of them is less than one unit.
     """
-    left = [(row.amount - row.spent - row.held, charge.amount) for row, charge in zip(rows, charges, strict=True) if charge.amount]
-    room, asked = min(left, key=lambda pair: pair[0] / pair[1], default=(0, 1))
-    if room < 1:
-        return ()
-    return tuple(Charge(charge.row, charge.amount * min(room, asked) // asked) for charge in charges)
-
-
-def enlarge(rows: Sequence[Row], charges: Sequence[Charge], items: list[Item]) -> None:
-    """Add to what a call holds. An amount taken after the window has moved on is held in the new window."""
+    room, asked = 1, 1
     for row, (_, amount) in zip(rows, charges, strict=True):
-        row.add(0, amount, row.start)
-        position = max((place for place, item in enumerate(items) if item[0] is row), default=-1)
-        if position >= 0 and items[position][1] == row.start:
-            items[position] = Item(row, row.start, items[position][2] + amount)
+        left = row.amount - row.taken
+        if left * asked < room * amount:  # left / amount < room / asked, in integers: a float would round the law away
+            room, asked = left, amount
+    share = tuple(Charge(key, amount * room // asked) for key, amount in charges)
+    return share if all(part.amount > 0 for part, charge in zip(share, charges, strict=True) if charge.amount) else ()
+
+
+def enlarge(rows: Iterable[Row], charges: Sequence[Charge], items: list[Item], crossed: list[Crossed]) -> None:
+    """Add to what a call holds. An amount taken after the window has moved on is held in the new window."""
+    for more in take(rows, charges, crossed):
+        row, start, amount, _ = more
+        place = max((place for place, item in enumerate(items) if item[0] is row), default=None)
+        if place is None:
+            items.append(more)
             continue
-        if position >= 0:
-            items[position] = Item(row, items[position][1], items[position][2], continued=True)
-        items.append(Item(row, row.start, amount))
+        _, held_since, held, _ = items[place]
+        if held_since == start:
+            items[place] = Item(row, start, held + amount)
+        else:
+            items[place] = Item(row, held_since, held, continued=True)
+            items.append(more)
 
 
-def give(items: Sequence[Item], actual: Amounts) -> list[Crossed]:
+def give(items: Iterable[Item], actual: Amounts, now: float, crossed: list[Crossed]) -> None:
     """Replace what a call holds by what it used, each part in the window in which it was taken.
 
     Usage beyond the reservation is charged all the same; the next decision sees it.
     """
-    unplaced: dict[str, int] = {}
-    crossed = []
+    used_in = (*actual, 0)
+    placed: dict[Row, int] = {}
     for row, start, held, continued in items:
-        used = actual.of(row.unit)
-        if unplaced:
-            used = unplaced.get(row.key, used)
+        if now >= row.ends:
+            row.advance(now)
+        used = used_in[row.settles_as]
+        if placed:
+            used = max(used - placed.get(row, 0), 0)
         if continued:
-            unplaced[row.key] = max(used - held, 0)
             used = min(used, held)
-        if row.is_rolling or start != row.start:
-            row.add(used, -held, start)
-        else:
-            row.spent += used
-            row.held -= held
-        if row.spent >= row.warn_next and (step := row.crossed()):
-            crossed.append(step)
-    return crossed
+            placed[row] = placed.get(row, 0) + used
+        row.add(used, -held, start)
+        if row.spent >= row.warn_next:
+            _tell(row, crossed)
+
+
+def charge(items: Iterable[Item]) -> None:
+    """Settle a call that nobody will settle: the tokens and the money that it held are spent, its place among calls at once is free."""
+    for row, start, held, _ in items:
+        row.add(0 if row.settles_as == _NOTHING else held, -held, start)
+
+
+def _tell(row: Row, crossed: list[Crossed]) -> None:
+    if step := row.crossed():
+        crossed.append(step)
+
+
+def _window_of(limit: Limit) -> Window:
+    return Window.LIFE if limit.unit is Unit.CONCURRENT_CALLS else limit.window  # a call in flight is no less so at midnight
 
 
 def charges_of(rows: Iterable[LimitRow], by_unit: Mapping[Unit, int]) -> tuple[Charge, ...]:

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from agentguard.core.limits import Amounts, Charge, Crossed, LimitRow, Refused
+    from agentguard.core.limits import Amounts, Charge, Crossed, LimitRow, Refused, Row
 
 
 class Reserve(NamedTuple):
     """A request for all charges of one call.
 
     Attributes:
-        id: Names the call. Asking again with the same id gives the same answer.
-        charges: One for each row.
+        id: Names the call. While it is open, asking again with the same id gives the same answer.
+        charges: One for each row; a row that is named twice is a `ValueError`, since both charges might not fit where each does.
         subjects: Every subject of the call; if one is isolated, the call is refused.
         force: Take the charges whatever the rows say (report mode). The refusal that this passed over is in `Granted.refused`.
+            Isolation and a missing row refuse all the same.
     """
 
     id: str
@@ -50,6 +51,10 @@ class Settled(NamedTuple):
     crossed: tuple[Crossed, ...] = ()
 
 
+SETTLED = Settled(first=True)
+NOT_SETTLED = Settled(first=False)
+
+
 class Balance(NamedTuple):
     """A row as `read` gives it. Amounts in the limit's unit; `resets_at` is Unix time, None for windows that do not end at once."""
 
@@ -59,6 +64,12 @@ class Balance(NamedTuple):
     held: int
     resets_at: float | None = None
 
+    @classmethod
+    def of(cls, row: Row, now: float) -> Balance:
+        """The balance of a row, at a moment."""
+        row.advance(now)
+        return cls(row.key, row.amount, row.spent, row.held, row.ends if row.window.every else None)
+
 
 class Isolation(NamedTuple):
     """An isolated subject, and who isolated it, why and when (Unix time)."""
@@ -67,6 +78,13 @@ class Isolation(NamedTuple):
     by: str
     why: str
     at: float
+
+
+class WallClock(Protocol):
+    """A source of Unix time. The module `time` is one."""
+
+    def time(self) -> float:
+        """Seconds since 1970, UTC."""
 
 
 class Closeable(Protocol):
@@ -95,6 +113,9 @@ class Store(Protocol):
         Returns:
             Granted when every charge was taken; otherwise Refused with the row that stands in the way, and nothing was taken.
         """
+
+    def try_reserve(self, request: Reserve) -> Granted | Refused | None:
+        """What `reserve` says, without ever waiting; None while another thread or process is deciding: ask `reserve` in a thread."""
 
     def extend(self, id: str, charges: Sequence[Charge]) -> Granted | Refused:
         """Take more for an open call: all of it, or the largest share that is left; refused when there is nothing left."""

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from agentguard.core.limits import RefusalKind, Refused, Row, decide, enlarge, give, portion, take
-from agentguard.stores.base import GRANTED, Balance, Granted, Isolation, Settled
+from agentguard.core.limits import RefusalKind, Refused, Row, charge, give
+from agentguard.stores import _verbs
+from agentguard.stores._fork import survive_forks
+from agentguard.stores._watchers import Watchers
+from agentguard.stores.base import NOT_SETTLED, SETTLED, Balance, Granted, Isolation, Settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from agentguard.core.limits import Amounts, Charge, Item, LimitRow
-    from agentguard.stores.base import Closeable, Reserve
+    from agentguard.core.limits import Amounts, Charge, Crossed, Item, LimitRow
+    from agentguard.stores.base import Closeable, Reserve, WallClock
 
-
-class WallClock(Protocol):
-    """A source of Unix time."""
-
-    def time(self) -> float:
-        """Seconds since 1970, UTC."""
+_FORK_WAIT_SECONDS = 1.0
+"""How long a fork waits for a verb to end. A verb takes microseconds; only a fork from a signal handler inside one waits in vain."""
 
 
 class MemoryStore:
-    """A `Store` in this process. Fork-safe in that a child starts with a copy: what it counts is its own."""
+    """A `Store` in this process. A forked child starts with a copy, in which the calls in flight are charged; what it counts is its own."""
 
     may_block = False
 
@@ -36,7 +35,9 @@ class MemoryStore:
         self._open: dict[str, tuple[Granted, list[Item]]] = {}
         self._isolated: dict[str, Isolation] = {}
         self._epoch = 0
-        self._watchers: list[Callable[[], None]] = []
+        self._watchers = Watchers()
+        self._is_at_rest = False
+        survive_forks(self)
 
     def register(self, rows: Iterable[LimitRow]) -> None:
         """Make rows known, or adopt a changed amount."""
@@ -45,7 +46,7 @@ class MemoryStore:
                 known = self._registered.get(registered.key)
                 self._registered[registered.key] = registered
                 if known is None:
-                    self._rows[registered.key] = Row(registered)
+                    self._rows[registered.key] = Row.of(registered.key, registered.limit)
                 elif known.limit != registered.limit:
                     self._rows[registered.key].configure(registered.limit)
 
@@ -64,59 +65,44 @@ class MemoryStore:
                 return self._open[id][0]
             if self._isolated and (subject := next(filter(self._isolated.__contains__, subjects), None)):
                 return Refused(RefusalKind.ISOLATED, subject)
-            known = self._rows
-            try:
-                rows = [known[key] for key, _ in charges]
-            except KeyError as missing:
-                return Refused(RefusalKind.UNREGISTERED, missing.args[0])
-            refused = decide(rows, charges, self._now())
-            if refused is not None and not force:
-                return refused
-            items: list[Item] = []
-            crossed = take(rows, charges, items)
-            granted = Granted((), tuple(crossed), refused) if crossed or refused else GRANTED
-            self._open[id] = granted, items
-            return granted
+            answer, items = _verbs.reserve(self._rows, charges, self._now(), force)
+            if isinstance(answer, Granted):
+                self._open[id] = answer, items
+            return answer
+
+    try_reserve = reserve
 
     def extend(self, id: str, charges: Sequence[Charge]) -> Granted | Refused:
         """Take more for an open call: all of it, or what is left."""
         with self._lock:
-            held = self._open.get(id)
-            rows = [self._rows[charge.row] for charge in charges if charge.row in self._rows]
-            if held is None or len(rows) < len(charges):
+            if id not in self._open:
                 return Refused(RefusalKind.UNREGISTERED, id)
-            asked: Sequence[Charge] = charges
-            refused = decide(rows, asked, self._now())
-            if refused is not None and not (asked := portion(rows, charges)):
-                return refused
-            enlarge(rows, asked, held[1])
-            return Granted(tuple(asked))
+            return _verbs.extend(self._rows, charges, self._open[id][1], self._now())
 
     def settle(self, id: str, actual: Amounts) -> Settled:
         """Replace what a call holds by what it used, exactly once."""
         with self._lock:
             held = self._open.pop(id, None)
             if held is None:
-                return Settled(first=False)
+                return NOT_SETTLED
             now = self._now()
-            for row, *_ in held[1]:
-                if now >= row.ends:
-                    row.advance(now)
-            crossed = give(held[1], actual)
-            watchers = self._watchers
-        for on_change in watchers:
-            on_change()
-        return Settled(True, tuple(crossed))  # noqa: FBT003 - a NamedTuple, built positionally on the hot path
+            crossed: list[Crossed] = []
+            give(held[1], actual, now, crossed)
+        if self._watchers:
+            self._watchers.announce()
+        return Settled(True, tuple(crossed)) if crossed else SETTLED
 
     def read(self, keys: Sequence[str]) -> Sequence[Balance]:
         """Balances of rows, in the order asked."""
         with self._lock:
-            return [self._balance(self._rows[key]) for key in keys if key in self._rows]
+            now = self._now()
+            return [Balance.of(self._rows[key], now) for key in keys if key in self._rows]
 
     def rows(self) -> Sequence[tuple[LimitRow, Balance]]:
         """Every row."""
         with self._lock:
-            return [(registered, self._balance(self._rows[key])) for key, registered in self._registered.items()]
+            now = self._now()
+            return [(registered, Balance.of(self._rows[key], now)) for key, registered in self._registered.items()]
 
     def isolate(self, subject: str, *, on: bool, by: str, why: str) -> int:
         """Stop a subject, or restore it."""
@@ -126,9 +112,8 @@ class MemoryStore:
             else:
                 self._isolated.pop(subject, None)
             self._epoch += 1
-            epoch, watchers = self._epoch, self._watchers
-        for on_change in watchers:
-            on_change()
+            epoch = self._epoch
+        self._watchers.announce()
         return epoch
 
     def isolations(self) -> Sequence[Isolation]:
@@ -138,9 +123,7 @@ class MemoryStore:
 
     def watch(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after settlements and isolations."""
-        with self._lock:
-            self._watchers = [*self._watchers, on_change]
-        return _Watch(self, on_change)
+        return self._watchers.add(on_change)
 
     def renew(self) -> None:
         """Holds of this process live as long as it does."""
@@ -152,19 +135,18 @@ class MemoryStore:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _balance(self, row: Row) -> Balance:
-        row.advance(self._now())
-        return Balance(row.key, row.amount, row.spent, row.held, row.ends if row.window.every else None)
+    def before_fork(self) -> None:
+        """Wait for the verb that another thread is in, so that the child's copy is whole."""
+        self._is_at_rest = self._lock.acquire(timeout=_FORK_WAIT_SECONDS)
 
-    def _unwatch(self, on_change: Callable[[], None]) -> None:
-        with self._lock:
-            self._watchers = [watcher for watcher in self._watchers if watcher is not on_change]
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        if self._is_at_rest:
+            self._lock.release()
 
-
-class _Watch:
-    def __init__(self, store: MemoryStore, on_change: Callable[[], None]) -> None:
-        self._store = store
-        self._on_change = on_change
-
-    def close(self) -> None:
-        self._store._unwatch(self._on_change)  # noqa: SLF001 - its own store
+    def after_fork_in_child(self) -> None:
+        """Charge the calls in flight: they are the parent's, and nobody here will settle them."""
+        self._lock = threading.Lock()
+        for _, items in self._open.values():
+            charge(items)
+        self._open.clear()

@@ -1,4 +1,4 @@
-"""Where state lives between runs."""
+"""Where agentguard keeps what outlives a process."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def state_dir() -> Path:
-    """The directory for state: `AGENTGUARD_STATE_DIR`, or the user's own. Made with mode 0700 when it is absent."""
+    """The folder of counters, logs and baselines: AGENTGUARD_STATE_DIR, or the platform's folder for user state. Made when absent, for the owner only."""
     named = os.environ.get("AGENTGUARD_STATE_DIR")
     if named:
-        directory = Path(named)
+        folder = Path(named).expanduser()
     else:
-        from platformdirs import user_state_path
+        import platformdirs
 
-        directory = user_state_path("agentguard")
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory
+        folder = platformdirs.user_state_path("agentguard", appauthor=False)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder

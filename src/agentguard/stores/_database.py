@@ -1,0 +1,271 @@
+"""A SQLite file that the processes of a host share: one connection a process, and the host lock in front of every transaction."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+
+from agentguard.errors import StoreUnavailable
+from agentguard.stores._hostlock import HostLock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Concatenate
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+LOCK_WAIT_SECONDS = 2.0
+"""How long a transaction waits for its turn. A decision takes 0.1 ms, so whoever holds the lock for longer has been stopped."""
+
+_LOCK_PAUSE_SECONDS = 50e-6
+"""Between two tries. Longer pauses are unfair: of eight processes the least served got 0.77 of the best at 50 us, 0.5 at 500 us."""
+
+_VERSION_WAIT_SECONDS = 0.005
+
+_WAL_PAGES = 1000
+_WAL_BYTES = 4 << 20
+"""The log is checkpointed at 1000 pages and cut to this size: without the limit one burst would stay on disk for ever."""
+
+_FULL = "Free space on its disk, or point `store:` at another."
+_NOT_WRITABLE = "Make the file and its folder writable for this user, or point `store:` elsewhere."
+_DAMAGED = "Restore it from a backup; or move it away with its -wal and -shm files, and every counter starts anew."
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: _FULL,
+    sqlite3.SQLITE_IOERR: _FULL,
+    sqlite3.SQLITE_READONLY: _NOT_WRITABLE,
+    sqlite3.SQLITE_CANTOPEN: _NOT_WRITABLE,
+    sqlite3.SQLITE_PERM: _NOT_WRITABLE,
+    sqlite3.SQLITE_AUTH: _NOT_WRITABLE,
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+}
+
+
+class Schema(NamedTuple):
+    """What is in a file: its mark, its version, and the statements that make it."""
+
+    application_id: int
+    version: int
+    statements: tuple[str, ...]
+
+
+class Database:
+    """A file and its lock. Used by any number of threads, one transaction at a time.
+
+    SQLite's own waiting starves (of eight processes one waited 1.6 s for its only turn), so nobody waits inside SQLite:
+    whoever has the host lock finds the database free, but for a stranger's `sqlite3` shell or a closing connection.
+
+    Args:
+        path: The database; its lock is beside it. Both are made when absent, for the owner only.
+        schema: What is in it.
+    """
+
+    def __init__(self, path: str, schema: Schema) -> None:
+        self.path = path
+        self._schema = schema
+        self._mutex = threading.Lock()
+        self._pid = os.getpid()
+        self._db: sqlite3.Connection | None = None
+        self._inode = (0, 0)
+        self._lock: HostLock | None = None
+        self._is_at_rest = False
+
+    def run(self, verb: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run a verb in a transaction: all that it writes, or nothing.
+
+        Raises:
+            StoreUnavailable: The lock was not free in time, or the file cannot be read or written.
+        """
+        until = time.monotonic() + LOCK_WAIT_SECONDS
+        if not self._mutex.acquire(timeout=LOCK_WAIT_SECONDS):
+            raise self._stuck()
+        try:
+            while not self._begin():
+                if time.monotonic() > until:
+                    raise self._stuck()
+                time.sleep(_LOCK_PAUSE_SECONDS)
+            return self._finish(verb, *args, **kwargs)
+        finally:
+            self._mutex.release()
+
+    def try_run(self, verb: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+        """The same if it is nobody else's turn; None otherwise. Never waits for anybody."""
+        if not self._mutex.acquire(blocking=False):
+            return None
+        try:
+            return self._finish(verb, *args, **kwargs) if self._begin() else None
+        finally:
+            self._mutex.release()
+
+    def version(self) -> object:
+        """A value that differs from the last one when another process has written since. It may differ without a change."""
+        if not self._mutex.acquire(timeout=_VERSION_WAIT_SECONDS):
+            return object()
+        try:
+            return self._db.execute("PRAGMA data_version").fetchone() if self._db and self._pid == os.getpid() else object()
+        except sqlite3.Error:  # whoever asks again by a verb is told what it is
+            return object()
+        finally:
+            self._mutex.release()
+
+    def close(self) -> None:
+        """Free the file. A later verb opens it anew."""
+        with self._mutex:
+            self._disconnect()
+
+    # --- forks: SQLite's connections do not survive one, not even to be closed in the child -------------------------
+
+    def before_fork(self) -> None:
+        """Wait for the transaction of another thread, and close the connection, so that the child has none to inherit."""
+        self._is_at_rest = self._mutex.acquire(timeout=LOCK_WAIT_SECONDS + 1)
+        if self._is_at_rest:
+            self._disconnect()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on; the next transaction connects anew."""
+        if self._is_at_rest:
+            self._mutex.release()
+
+    def after_fork_in_child(self) -> None:
+        """Go on as another process."""
+        self._mutex = threading.Lock()
+        if self._is_at_rest:
+            self._pid = os.getpid()
+
+    # --- one transaction --------------------------------------------------------------------------------------------
+
+    def _begin(self) -> bool:
+        """Take the lock and begin; False when it is somebody else's turn."""
+        if self._pid != os.getpid():
+            raise StoreUnavailable(
+                f"no decision was made: this process was forked in the middle of a decision, or by a call that Python does not see, "
+                f"and must not use the connection to {self.path!r} that it has inherited.\n  Make a new guard after the fork."
+            )
+        try:
+            if self._lock is None:
+                self._lock = HostLock(f"{self.path}.lock")
+            if not self._lock.try_acquire():
+                return False
+        except OSError as error:
+            raise self._unavailable(error) from error
+        try:
+            self._connected().execute("BEGIN IMMEDIATE")
+        except (OSError, sqlite3.Error) as error:
+            self._lock.release()
+            if isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_BUSY:
+                return False
+            self._disconnect()
+            raise self._unavailable(error) from error
+        except StoreUnavailable:
+            self._disconnect()
+            raise
+        return True
+
+    def _finish(self, verb: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        db, lock = self._db, self._lock
+        assert db is not None  # noqa: S101 - `_begin` was True
+        assert lock is not None  # noqa: S101
+        try:
+            answer = verb(db, *args, **kwargs)
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._disconnect()  # rolls back, and leaves nothing of the fault to the next transaction
+            raise self._unavailable(error) from error
+        except BaseException:
+            db.rollback()
+            lock.release()
+            raise
+        lock.release()
+        return answer
+
+    def _connected(self) -> sqlite3.Connection:
+        """The connection, to the file that the path names now: one that was removed under us is no longer what others count in."""
+        if self._db is not None:
+            try:
+                status = os.stat(self.path)  # noqa: PTH116 - on every decision: a Path costs three times as much
+            except FileNotFoundError:
+                status = None
+            if status is not None and (status.st_dev, status.st_ino) == self._inode:
+                return self._db
+            self._db.close()
+            self._db = None
+        try:
+            # Only when absent: closing a descriptor of a database drops the locks that SQLite holds on it in this process.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            pass
+        db = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(db)
+            status = os.stat(self.path)  # noqa: PTH116
+        except BaseException:
+            db.close()
+            raise
+        self._db, self._inode = db, (status.st_dev, status.st_ino)
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        (mark,), (version,) = db.execute("PRAGMA application_id").fetchone(), db.execute("PRAGMA user_version").fetchone()
+        is_new = not (mark or version or db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone())
+        if not is_new and mark != self._schema.application_id:
+            raise StoreUnavailable(
+                f"no decision was made: {self.path!r} is the database of another program.\n  Point `store:` at a file of its own."
+            )
+        if version > self._schema.version:
+            raise StoreUnavailable(
+                f"no decision was made: {self.path!r} was written by a newer agentguard "
+                f"(its version is {version}, this one reads {self._schema.version}).\n  Update agentguard here, or point `store:` elsewhere."
+            )
+        (journal,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if journal != "wal":
+            raise StoreUnavailable(
+                f"no decision was made: the file system of {self.path!r} does not let processes share memory (journal mode {journal!r}).\n"
+                f"  Point `store:` at a local disk."
+            )
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+        db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+        if is_new:
+            self._create(db)
+
+    def _create(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        for statement in self._schema.statements:
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id = {self._schema.application_id}")
+        db.execute(f"PRAGMA user_version = {self._schema.version}")
+        db.execute("COMMIT")
+
+    def _disconnect(self) -> None:
+        """Close what is open; the kernel takes back the lock with its descriptor."""
+        db, self._db = self._db, None
+        lock, self._lock = self._lock, None
+        if db is not None:
+            db.close()
+        if lock is not None:
+            lock.close()
+
+    # --- faults -----------------------------------------------------------------------------------------------------
+
+    def _stuck(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"no decision was made: another process or thread has held the lock of {self.path!r} for {LOCK_WAIT_SECONDS:g} s, "
+            f"where 0.1 ms is usual; it may have been stopped.\n  `fuser {self.path}.lock` names it: let it go on, or kill it (nothing is lost)."
+        )
+
+    def _unavailable(self, error: OSError | sqlite3.Error) -> StoreUnavailable:
+        if isinstance(error, sqlite3.Error):
+            remedy = _REMEDIES.get(_code(error), "Look at the file with `sqlite3`; if this stays, move it away.")
+        else:
+            remedy = _FULL if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} else _NOT_WRITABLE
+        return StoreUnavailable(f"no decision was made: the counters in {self.path!r} cannot be used: {error}.\n  {remedy}")
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary code: the low byte of the extended one."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF

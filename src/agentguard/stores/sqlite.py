@@ -1,0 +1,429 @@
+"""Counters in a file, shared by the processes of a host, that survive them.
+
+Every verb is one transaction: take the host lock, read the rows of the request in one select, decide in memory with
+`core.limits`, write, commit. A process that is killed anywhere in between has changed nothing: the kernel frees its lock
+and SQLite ignores what was not committed. What it had reserved before, `sweep` charges.
+
+The death of a process loses nothing. A loss of power may take the last commits with it (`synchronous=NORMAL`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from agentguard.core.limits import Charge, Crossed, Item, LimitRow, RefusalKind, Refused, Row, State, charge, give
+from agentguard.policy.model import Limit, OnStoreDown, Over, Per, Rule, Unit, Window
+from agentguard.stores import _verbs
+from agentguard.stores._database import Database, Schema
+from agentguard.stores._fork import survive_forks
+from agentguard.stores._holder import Holder
+from agentguard.stores._watchers import Watchers
+from agentguard.stores.base import GRANTED, NOT_SETTLED, SETTLED, Balance, Granted, Isolation, Settled
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Sequence
+
+    from agentguard.core.limits import Amounts
+    from agentguard.stores.base import Closeable, Reserve, WallClock
+
+_A = TypeVar("_A")
+
+HOLD_SECONDS = 600.0
+"""How long a hold lives without being renewed: the SDKs' own timeout is 10 minutes."""
+
+IDLE_SECONDS = 30 * 86400.0
+"""How long the row of a session, an interaction or a call is kept after its last use. Each leaves one, and conversations are
+taken up again after days, not after months. The rows of all others are kept for ever: to forget one is to grant a new budget."""
+
+_SHORT_LIVED = (Per.SESSION, Per.INTERACTION, Per.CALL)
+_PRUNE_EVERY_SECONDS = 3600.0
+_POLL_SECONDS = 0.005
+_BATCH = 200
+"""Holds or rows that one transaction sweeps, so that nobody waits long for the lock."""
+
+_SCHEMA = Schema(
+    application_id=0x41474C64,  # "AGLd", the ledger of agentguard
+    version=1,
+    statements=(
+        "CREATE TABLE control (epoch INTEGER NOT NULL)",
+        "INSERT INTO control VALUES (0)",
+        # A limit is never changed: a row of `counters` is pointed at another. So each process may keep those that it has read.
+        "CREATE TABLE limits (id INTEGER PRIMARY KEY AUTOINCREMENT, per TEXT NOT NULL, spec TEXT NOT NULL UNIQUE)",
+        # AUTOINCREMENT: a hold on a forgotten row must not settle into the row that was registered after it.
+        """CREATE TABLE counters (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, subject TEXT NOT NULL, limit_id INTEGER NOT NULL,
+            spent INTEGER NOT NULL, held INTEGER NOT NULL, start REAL NOT NULL, ends REAL NOT NULL,
+            warned INTEGER NOT NULL, warned_in REAL NOT NULL, buckets BLOB NOT NULL, used_at REAL NOT NULL)""",
+        """CREATE TABLE holds (
+            id TEXT PRIMARY KEY, holder TEXT NOT NULL, deadline REAL NOT NULL, items TEXT NOT NULL, answer TEXT) WITHOUT ROWID""",
+        "CREATE TABLE isolations (subject TEXT PRIMARY KEY, by TEXT NOT NULL, why TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID",
+    ),
+)
+
+_COLUMNS = "c.id, c.key, c.limit_id, c.spent, c.held, c.start, c.ends, c.warned, c.warned_in, c.buckets"
+_WRITE = """UPDATE counters SET spent = ?, held = ?, start = ?, ends = ?, warned = ?, warned_in = ?, buckets = ?, used_at = ?
+    WHERE id = ?"""
+
+
+class SqliteStore:
+    """A `Store` in a file, for all processes of a host.
+
+    Args:
+        path: The database. It and its companions (`-wal`, `-shm`, `.lock`) are made when absent, for the owner only.
+        clock: Unix time, for windows and deadlines.
+
+    Raises:
+        StoreUnavailable: The file cannot be used: not writable, damaged, not ours, or written by a newer agentguard.
+    """
+
+    may_block = True
+
+    def __init__(self, path: str | os.PathLike[str], clock: WallClock = time) -> None:  # the module is a WallClock
+        self._database = Database(os.path.abspath(path), _SCHEMA)  # noqa: PTH100 - a Path would resolve links, too
+        self._now = clock.time
+        self._me = Holder.of_this_process()
+        self._limits: dict[int, Limit] = {}
+        self._isolated: frozenset[str] = frozenset()
+        self._epoch = -1
+        self._prune_at = 0.0
+        self._watchers = Watchers()
+        self._poller: threading.Thread | None = None
+        self._database.run(lambda db: None)
+        survive_forks(self)
+
+    def register(self, rows: Iterable[LimitRow]) -> None:
+        """Make rows known, or adopt a changed amount."""
+        if self._database.run(self._register, tuple(rows)):
+            self._watchers.announce()
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drop rows."""
+        doomed = [(key,) for key in keys]
+        self._database.run(lambda db: db.executemany("DELETE FROM counters WHERE key = ?", doomed))
+
+    def reserve(self, request: Reserve) -> Granted | Refused:
+        """Take all charges of a call or none."""
+        return self._database.run(self._reserve, request)
+
+    def try_reserve(self, request: Reserve) -> Granted | Refused | None:
+        """What `reserve` says if nobody else is deciding; None otherwise."""
+        return self._database.try_run(self._reserve, request)
+
+    def extend(self, id: str, charges: Sequence[Charge]) -> Granted | Refused:
+        """Take more for an open call: all of it, or what is left."""
+        return self._database.run(self._extend, id, charges)
+
+    def settle(self, id: str, actual: Amounts) -> Settled:
+        """Replace what a call holds by what it used, exactly once."""
+        settled = self._database.run(self._settle, id, actual)
+        if settled.first:
+            self._watchers.announce()
+        return settled
+
+    def read(self, keys: Sequence[str]) -> Sequence[Balance]:
+        """Balances of rows, in the order asked."""
+        rows = self._database.run(self._rows_with_keys, keys)
+        now = self._now()
+        return [Balance.of(rows[key], now) for key in keys if key in rows]
+
+    def rows(self) -> Sequence[tuple[LimitRow, Balance]]:
+        """Every row."""
+        return self._database.run(self._all_rows)
+
+    def isolate(self, subject: str, *, on: bool, by: str, why: str) -> int:
+        """Stop a subject, or restore it."""
+        epoch = self._database.run(self._isolate, subject, on, by, why)
+        self._watchers.announce()
+        return epoch
+
+    def isolations(self) -> Sequence[Isolation]:
+        """The subjects that are isolated now."""
+        return self._database.run(
+            lambda db: [Isolation(*row) for row in db.execute("SELECT subject, by, why, at FROM isolations")]
+        )
+
+    def watch(self, on_change: Callable[[], None]) -> Closeable:
+        """Call `on_change` after settlements and isolations: those of this process at once, others within two polls."""
+        watch = self._watchers.add(on_change)
+        self._start_polling()
+        return watch
+
+    def renew(self) -> None:
+        """Move on the deadlines of this process's open holds."""
+        deadline, holder = self._now() + HOLD_SECONDS, str(self._me)
+        self._database.run(lambda db: db.execute("UPDATE holds SET deadline = ? WHERE holder = ?", (deadline, holder)))
+
+    def sweep(self) -> int:
+        """Charge the holds of dead processes, and of those past their deadline; now and then drop rows that are long idle."""
+        holders = self._database.run(lambda db: [name for (name,) in db.execute("SELECT DISTINCT holder FROM holds")])
+        dead = [name for name in holders if Holder.parse(name).is_dead(self._me)]
+        swept = self._in_batches(self._charge_lost, dead)
+        if swept:
+            self._watchers.announce()
+        now = self._now()
+        if now >= self._prune_at:
+            self._prune_at = now + _PRUNE_EVERY_SECONDS
+            self._in_batches(self._prune, now - IDLE_SECONDS)
+        return swept
+
+    def close(self) -> None:
+        """Free the file. Open holds stay, and are swept when the process is gone. A later verb opens it anew."""
+        self._database.close()
+
+    def before_fork(self) -> None:
+        """Come to rest, in the process that forks."""
+        self._database.before_fork()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._database.after_fork_in_parent()
+
+    def after_fork_in_child(self) -> None:
+        """Go on as another process, which has no threads yet."""
+        self._database.after_fork_in_child()
+        self._me = Holder.of_this_process()
+        self._watchers.lock = threading.Lock()
+        self._poller = None
+        if self._watchers:
+            self._start_polling()
+
+    # --- inside a transaction ---------------------------------------------------------------------------------------
+
+    def _register(self, db: sqlite3.Connection, rows: Sequence[LimitRow]) -> bool:
+        has_changed = False
+        for key, subject, limit in rows:
+            known = db.execute(f"SELECT {_COLUMNS} FROM counters c WHERE key = ?", (key,)).fetchone()  # noqa: S608 - constants
+            if known is None:
+                state = Row.of(key, limit).state()
+                db.execute(
+                    "INSERT INTO counters VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (key, subject, self._limit_id(db, limit), *state, self._now()),
+                )
+            elif self._limit(db, known[2]) != limit:
+                row = self._row(db, known)
+                row.configure(limit)
+                self._write(db, [row])
+                db.execute("UPDATE counters SET limit_id = ? WHERE id = ?", (self._limit_id(db, limit), row.id))
+                has_changed = True
+        return has_changed
+
+    def _reserve(self, db: sqlite3.Connection, request: Reserve) -> Granted | Refused:
+        id, charges, subjects, force = request
+        now = self._now()
+        rows = self._rows_of(db, charges)
+        if isolated := next(filter(self._isolated.__contains__, subjects), None):
+            return self._answer(db, id) or Refused(RefusalKind.ISOLATED, isolated)
+        answer, items = _verbs.reserve(rows, charges, now, force)
+        if isinstance(answer, Refused):
+            return self._answer(db, id) or answer
+        hold = (id, str(self._me), now + HOLD_SECONDS, _dump_items(items), None if answer is GRANTED else _dump_answer(answer))
+        if not db.execute("INSERT OR IGNORE INTO holds VALUES (?, ?, ?, ?, ?)", hold).rowcount:
+            return self._answer(db, id) or answer  # asked before: nothing has been written
+        self._write(db, rows.values())
+        return answer
+
+    def _answer(self, db: sqlite3.Connection, id: str) -> Granted | None:
+        """What was said to an id that is open."""
+        found = db.execute("SELECT answer FROM holds WHERE id = ?", (id,)).fetchone()
+        return None if found is None else _load_answer(found[0])
+
+    def _extend(self, db: sqlite3.Connection, id: str, charges: Sequence[Charge]) -> Granted | Refused:
+        rows = self._rows_of(db, charges)
+        items = self._items(db, id, {row.id: row for row in rows.values()})
+        if items is None:
+            return Refused(RefusalKind.UNREGISTERED, id)
+        answer = _verbs.extend(rows, charges, items, self._now())
+        if isinstance(answer, Granted):
+            self._write(db, rows.values())
+            db.execute("UPDATE holds SET items = ? WHERE id = ?", (_dump_items(items), id))
+        return answer
+
+    def _settle(self, db: sqlite3.Connection, id: str, actual: Amounts) -> Settled:
+        items = self._items(db, id, {})
+        if items is None:
+            return NOT_SETTLED
+        crossed: list[Crossed] = []
+        give(items, actual, self._now(), crossed)
+        self._write(db, {item[0] for item in items})
+        db.execute("DELETE FROM holds WHERE id = ?", (id,))
+        return Settled(True, tuple(crossed)) if crossed else SETTLED
+
+    def _isolate(self, db: sqlite3.Connection, subject: str, on: bool, by: str, why: str) -> int:
+        if on:
+            db.execute("INSERT OR REPLACE INTO isolations VALUES (?, ?, ?, ?)", (subject, by, why, self._now()))
+        else:
+            db.execute("DELETE FROM isolations WHERE subject = ?", (subject,))
+        db.execute("UPDATE control SET epoch = epoch + 1")
+        (epoch,) = db.execute("SELECT epoch FROM control").fetchone()
+        return int(epoch)
+
+    def _charge_lost(self, db: sqlite3.Connection, dead: Sequence[str]) -> int:
+        dead = dead[:_BATCH]
+        lost = db.execute(
+            f"SELECT id FROM holds WHERE deadline < ? OR holder IN ({_marks(len(dead))}) LIMIT {_BATCH}",  # noqa: S608 - question marks
+            (self._now(), *dead),
+        ).fetchall()
+        for (id,) in lost:
+            items = self._items(db, id, {}) or []
+            charge(items)
+            self._write(db, {item[0] for item in items})
+            db.execute("DELETE FROM holds WHERE id = ?", (id,))
+        return len(lost)
+
+    def _prune(self, db: sqlite3.Connection, before: float) -> int:
+        idle = f"""SELECT c.id FROM counters c JOIN limits l ON l.id = c.limit_id
+            WHERE c.used_at < ? AND l.per IN ({_marks(len(_SHORT_LIVED))}) LIMIT {_BATCH}"""  # noqa: S608 - question marks
+        return db.execute(f"DELETE FROM counters WHERE id IN ({idle})", (before, *_SHORT_LIVED)).rowcount  # noqa: S608
+
+    def _all_rows(self, db: sqlite3.Connection) -> list[tuple[LimitRow, Balance]]:
+        now = self._now()
+        found = db.execute(f"SELECT {_COLUMNS}, c.subject FROM counters c ORDER BY c.id").fetchall()  # noqa: S608 - constants
+        return [
+            (LimitRow(key, subject, self._limit(db, limit_id)), Balance.of(self._row(db, (id, key, limit_id, *state)), now))
+            for id, key, limit_id, *state, subject in found
+        ]
+
+    # --- rows, limits and items as they are written down ------------------------------------------------------------
+
+    def _rows_of(self, db: sqlite3.Connection, charges: Sequence[Charge]) -> dict[str, Row]:
+        """The rows of a request, and the epoch, in one select; the isolations anew if the epoch has moved."""
+        found = db.execute(_select_with_epoch(len(charges)), [key for key, _ in charges]).fetchall()
+        epoch = found[0][0]
+        if epoch != self._epoch:
+            self._isolated = frozenset(subject for (subject,) in db.execute("SELECT subject FROM isolations"))
+            self._epoch = epoch
+        return {row[2]: self._row(db, row[1:]) for row in found if row[1] is not None}
+
+    def _rows_with_keys(self, db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, Row]:
+        found = db.execute(f"SELECT {_COLUMNS} FROM counters c WHERE c.key IN ({_marks(len(keys))})", keys).fetchall()  # noqa: S608
+        return {row[1]: self._row(db, row) for row in found}
+
+    def _items(self, db: sqlite3.Connection, id: str, at_hand: dict[int, Row]) -> list[Item] | None:
+        """What a call holds, of rows that are still known; None when the id is not open."""
+        hold = db.execute("SELECT items FROM holds WHERE id = ?", (id,)).fetchone()
+        if hold is None:
+            return None
+        items = json.loads(hold[0])
+        absent = [item[0] for item in items if item[0] not in at_hand]
+        if absent:
+            found = db.execute(_select_by_id(len(absent)), absent).fetchall()
+            at_hand = at_hand | {row[0]: self._row(db, row) for row in found}
+        return [Item(at_hand[row], start, held, continued) for row, start, held, continued in items if row in at_hand]
+
+    def _row(self, db: sqlite3.Connection, found: Sequence[object]) -> Row:
+        id, key, limit_id, *state = found
+        return Row.of(key, self._limit(db, limit_id), id, State(*state))
+
+    def _write(self, db: sqlite3.Connection, rows: Iterable[Row]) -> None:
+        now = self._now()
+        db.executemany(_WRITE, [(*row.state(), now, row.id) for row in rows])
+
+    def _limit(self, db: sqlite3.Connection, id: int) -> Limit:
+        limit = self._limits.get(id)
+        if limit is None:
+            (spec,) = db.execute("SELECT spec FROM limits WHERE id = ?", (id,)).fetchone()
+            limit = self._limits[id] = _load_limit(spec)
+        return limit
+
+    def _limit_id(self, db: sqlite3.Connection, limit: Limit) -> int:
+        spec = _dump_limit(limit)
+        db.execute("INSERT OR IGNORE INTO limits VALUES (NULL, ?, ?)", (limit.per, spec))
+        (id,) = db.execute("SELECT id FROM limits WHERE spec = ?", (spec,)).fetchone()
+        return int(id)
+
+    # --- elsewhere --------------------------------------------------------------------------------------------------
+
+    def _in_batches(self, verb: Callable[[sqlite3.Connection, _A], int], argument: _A) -> int:
+        """Run a verb until it finds less than a batch to do. The lock is free in between."""
+        done = 0
+        while True:
+            batch = self._database.run(verb, argument)
+            done += batch
+            if batch < _BATCH:
+                return done
+
+    def _start_polling(self) -> None:
+        with self._watchers.lock:
+            if self._poller is None or not self._poller.is_alive():
+                self._poller = threading.Thread(target=self._poll, name="agentguard-store-watch", daemon=True)
+                self._poller.start()
+
+    def _poll(self) -> None:
+        """Tell the watchers of what other processes write, until nobody watches. The first look counts as a change."""
+        seen: object = None
+        while True:
+            time.sleep(_POLL_SECONDS)
+            with self._watchers.lock:
+                if not self._watchers:
+                    self._poller = None
+                    return
+            version = self._database.version()
+            if version != seen:
+                seen = version
+                self._watchers.announce()
+
+
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
+
+
+@functools.cache
+def _select_with_epoch(count: int) -> str:
+    return f"SELECT control.epoch, {_COLUMNS} FROM control LEFT JOIN counters c ON c.key IN ({_marks(count)})"  # noqa: S608 - constants
+
+
+@functools.cache
+def _select_by_id(count: int) -> str:
+    return f"SELECT {_COLUMNS} FROM counters c WHERE c.id IN ({_marks(count)})"  # noqa: S608 - constants
+
+
+def _dump_items(items: Iterable[Item]) -> str:
+    return json.dumps([(row.id, start, held, continued) for row, start, held, continued in items])
+
+
+def _dump_answer(answer: Granted) -> str:
+    return json.dumps([answer.crossed, answer.refused])
+
+
+def _load_answer(text: str | None) -> Granted:
+    if text is None:
+        return GRANTED
+    crossed, refused = json.loads(text)
+    return Granted((), tuple(Crossed(*step) for step in crossed), refused and Refused(RefusalKind(refused[0]), *refused[1:]))
+
+
+def _dump_limit(limit: Limit) -> str:
+    return json.dumps(
+        {
+            "amount": limit.amount,
+            "unit": limit.unit,
+            "per": limit.per,
+            "window": [limit.window.every, limit.window.seconds],
+            "over": limit.over,
+            "warn_at": limit.warn_at,
+            "on_store_down": limit.on_store_down,
+            "text": limit.text,
+            "rule": [limit.rule.name, limit.rule.path, limit.rule.line],
+        }
+    )
+
+
+def _load_limit(spec: str) -> Limit:
+    read = json.loads(spec)
+    return Limit(
+        amount=read["amount"],
+        unit=Unit(read["unit"]),
+        per=Per(read["per"]),
+        window=Window(*read["window"]),
+        over=Over(read["over"]),
+        warn_at=tuple(read["warn_at"]),
+        on_store_down=OnStoreDown(read["on_store_down"]),
+        text=read["text"],
+        rule=Rule(*read["rule"]),
+    )
