@@ -124,11 +124,13 @@ class ToolCall(NamedTuple):
         tool: Its name.
         scope: The permission word that it asks for, if any.
         cost_nanos: What one use costs, in nano-USD.
+        arguments: What it is called with; None unless content capture is on. Never written to records.
     """
 
     tool: str
     scope: str | None = None
     cost_nanos: int = 0
+    arguments: Any = None
 
     @property
     def name(self) -> str:

@@ -170,8 +170,8 @@ class Row:
         self.settles_as = _SETTLES_AS[limit.unit]
         self.amount = limit.amount
         self.warn_at = limit.warn_at
-        self._restore(state or State(ends=inf if self.window == Window.LIFE else -inf))
-        self._set_next_step()
+        self.warned = -1
+        self.restore(state or State(ends=inf if self.window == Window.LIFE else -inf))
 
     @classmethod
     def of(cls, key: str, limit: Limit, id: int = 0, state: State | None = None) -> Row:
@@ -220,9 +220,13 @@ class Row:
         """What has been counted, to be written down."""
         return State(self.spent, self.taken - self.spent, self.start, self.ends, self.warned, self.warned_in)
 
-    def _restore(self, state: State) -> None:
-        self.spent, held, self.start, self.ends, self.warned, self.warned_in, _ = state
+    def restore(self, state: State) -> None:
+        """Go on from what was written down."""
+        self.spent, held, self.start, self.ends, warned, self.warned_in, _ = state
         self.taken = self.spent + held
+        if warned != self.warned:
+            self.warned = warned
+            self._set_next_step()
 
     def _is_passed(self, step: int) -> bool:
         return self.spent * 100 >= step * self.amount
@@ -295,8 +299,9 @@ class RollingRow(Row):
         """What has been counted, to be written down."""
         return super().state()._replace(buckets=self.buckets.tobytes())
 
-    def _restore(self, state: State) -> None:
-        super()._restore(state)
+    def restore(self, state: State) -> None:
+        """Go on from what was written down."""
+        super().restore(state)
         self.width = self.window.seconds / BUCKETS
         self.buckets = array("q", state.buckets)
 
@@ -360,15 +365,15 @@ def take(rows: Iterable[Row], charges: Sequence[Charge], crossed: list[Crossed])
     """Charge the rows that `decide` has just named. Returns what is held now, and adds the soft steps that were passed to `crossed`."""
     items: list[Item] = []
     for row, (_, amount) in zip(rows, charges):  # noqa: B905 - `decide` gave a row for each charge; `strict` costs 0.2 us
-        if not row.is_held:
+        if row.is_plain:
+            row.taken += amount
+        elif row.is_held:
+            row.add(0, amount, row.start)
+        else:
             row.add(amount, 0, row.start)
             if row.spent >= row.warn_next:
                 _tell(row, crossed)
             continue
-        if row.is_plain:
-            row.taken += amount
-        else:
-            row.add(0, amount, row.start)
         items.append((row, row.start, amount, False))  # type: ignore[arg-type]  # a bare tuple is built four times as fast as an Item
     return items
 

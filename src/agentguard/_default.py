@@ -1,0 +1,298 @@
+"""The process default: the one guard that `instrument()` puts on the call path of every client.
+
+The only mutable module global of the package lives here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import logging
+import os
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from agentguard.context import BudgetBlock
+from agentguard.errors import AgentGuardError, EnforcementUnavailable, NotInstrumented, PolicyError, SeamError
+from agentguard.events import GuardDisabled, PolicyLoaded, SeamChanged
+from agentguard.guard import SYSTEM_CLOCK, Guard, scoped_guard
+from agentguard.policy.model import Mode, Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from decimal import Decimal
+    from types import TracebackType
+
+    from agentguard.events import Observer
+    from agentguard.integrations._seam import Seams, SeamStatus
+    from agentguard.policy.reload import PolicyFile
+    from agentguard.stores.base import Store
+
+    StrPath = str | os.PathLike[str]
+
+logger = logging.getLogger("agentguard")
+
+_lock = threading.RLock()
+_current: Instrumentation | None = None
+
+
+class Instrumentation:
+    """What `instrument()` has put in place. As a context manager it is taken away at the end of the block.
+
+    Attributes:
+        guard: The guard that decides.
+        is_disabled: Whether AGENTGUARD_DISABLED has switched everything off.
+    """
+
+    def __init__(self, guard: Guard, seams: Seams | None, close: Callable[[], None]) -> None:
+        self.guard = guard
+        self.is_disabled = seams is None
+        self._seams = seams
+        self._close = close
+
+    def status(self) -> list[SeamStatus]:
+        """How every seam of an installed library stands: hooked, fallback, missing, lost, or waiting for its import."""
+        return [] if self._seams is None else self._seams.status()
+
+    def uninstrument(self) -> None:
+        """Take our wrappers off every call path, tell what is queued, and close the guard. Twice is once."""
+        global _current  # noqa: PLW0603 - the process default
+        with _lock:
+            if _current is self:
+                _current = None
+            seams, self._seams = self._seams, None
+        if seams is not None:
+            seams.remove()
+        self.guard.close()
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.uninstrument()
+
+
+def instrument(  # noqa: PLR0913 - each has a default
+    policy: Policy | Guard | StrPath | None = None,
+    *,
+    agent: str | None = None,
+    mode: str | None = None,
+    store: Store | str | None = None,
+    egress: str | None = None,
+    observers: Iterable[Observer] = (),
+    only: Collection[str] | None = None,
+) -> Instrumentation:
+    """Guard every LLM call and HTTP call of this process. Idempotent: a second call returns what the first has put in place.
+
+    Args:
+        policy: A `Policy`, the path of a policy file, or a `Guard` of your own. None: AGENTGUARD_POLICY, else `agentguard.yaml`
+            (or `.toml`, or `[tool.agentguard]` in pyproject.toml) in the working directory; else nothing is refused, and
+            one warning says so.
+        agent: The agent of callers that have entered none. None: AGENTGUARD_AGENT, else the only one of the policy.
+        mode: `enforce` or `report`; outranks AGENTGUARD_MODE, which outranks the policy.
+        store: A `Store`, or a URL such as `memory://`. None: AGENTGUARD_STORE, else the policy's, else SQLite in the state directory.
+        egress: `in_process`, `kernel` or `auto`; outranks the policy's `enforcement`.
+        observers: Further observers of events.
+        only: Names of libraries; only these are hooked.
+
+    Raises:
+        PolicyError: The policy does not load, or the file that was named does not exist.
+        SeamError: A library is imported whose calls could not be guarded, and the policy enforces.
+        EnforcementUnavailable: Kernel enforcement was asked for, and is not to be had.
+        StoreUnavailable: The store cannot be opened.
+    """
+    global _current  # noqa: PLW0603 - the process default
+    with _lock:
+        if _current is None:
+            _current = _build(policy, agent, mode, store, egress, observers, only)
+        return _current
+
+
+def uninstrument() -> None:
+    """Undo `instrument()`. Without it, nothing happens."""
+    if _current is not None:
+        _current.uninstrument()
+
+
+def find_guard() -> Guard | None:
+    """The guard in scope: that of the innermost `with guard:` block, else the process default; None without either."""
+    scoped = scoped_guard()
+    if scoped is not None:
+        return scoped
+    current = _current
+    return None if current is None or current.is_disabled else current.guard
+
+
+def current_guard() -> Guard:
+    """The guard in scope.
+
+    Raises:
+        NotInstrumented: There is none.
+    """
+    guard = find_guard()
+    if guard is None:
+        msg = "no guard is in scope: call agentguard.instrument() first, or enter `with guard:`"
+        raise NotInstrumented(msg)
+    return guard
+
+
+@contextmanager
+def budget(usd: Decimal | str | int | None = None, *, tokens: int | None = None, calls: int | None = None) -> Iterator[BudgetBlock]:
+    """Bound what happens inside the block, over and above the policy: `with budget(usd="0.50", tokens=20_000) as b:`.
+
+    Args:
+        usd: Money, as text or Decimal; a float is refused, for money is exact.
+        tokens: Tokens, input and output together.
+        calls: Logical calls, LLM and others.
+
+    Yields:
+        The block: `b.spent.tokens`, `b.remaining.usd`.
+
+    Raises:
+        NotInstrumented: No guard is in scope, so that nothing would hold the budget.
+    """
+    guard = current_guard()
+    with BudgetBlock(guard.store, usd, tokens, calls).entered() as block:
+        yield block
+
+
+def _build(  # noqa: PLR0913, PLR0917 - as `instrument`
+    policy: Policy | Guard | StrPath | None,
+    agent: str | None,
+    mode: str | None,
+    store: Store | str | None,
+    egress: str | None,
+    observers: Iterable[Observer],
+    only: Collection[str] | None,
+) -> Instrumentation:
+    if os.environ.get("AGENTGUARD_DISABLED", "") not in {"", "0"}:
+        return _disabled()
+    if isinstance(policy, Guard):
+        guard, file = policy, None
+        guard.observe(*observers)
+    else:
+        guard, file = _guard_for(policy, agent, mode, store)
+        guard.observe(*observers)
+        _refuse_missing_egress(guard, egress)
+    guard.observe(*_records())
+    telemetry = _telemetry(guard)
+    seams = _seams(guard, only)
+    try:
+        seams.install()
+    except SeamError:
+        if guard.policy.mode is Mode.ENFORCE:
+            seams.remove()
+            guard.close()
+            raise
+        logger.exception("agentguard: a library is not observed")
+    if file is not None:
+        guard.chore(lambda: _reload(guard, file))
+    installed = Instrumentation(guard, seams, telemetry)
+    atexit.register(guard.flush)
+    return installed
+
+
+def _disabled() -> Instrumentation:
+    """Switched off: nothing is hooked, and the record says so."""
+    guard = Guard(Policy(mode=Mode.REPORT))
+    guard.observe(*_records())
+    guard.tell(GuardDisabled(SYSTEM_CLOCK.time(), "AGENTGUARD_DISABLED"))
+    guard.flush()
+    logger.warning("agentguard is switched off by AGENTGUARD_DISABLED: nothing is guarded")
+    return Instrumentation(guard, None, lambda: None)
+
+
+def _guard_for(policy: Policy | StrPath | None, agent: str | None, mode: str | None, store: Store | str | None) -> tuple[Guard, PolicyFile | None]:
+    file = None
+    if not isinstance(policy, Policy):
+        from agentguard.policy.reload import PolicyFile, find_policy  # noqa: PLC0415 - only when a file is looked for
+
+        path = find_policy(policy)
+        if path is None:
+            logger.warning(
+                "agentguard: no policy was named and no agentguard.yaml was found, so calls are recorded and NOTHING IS REFUSED; "
+                "write one with `agentguard init`"
+            )
+            policy = Policy(mode=Mode.REPORT)
+        else:
+            file = PolicyFile(path)
+            policy = file.load()
+    mode = mode or os.environ.get("AGENTGUARD_MODE")
+    if mode is not None:
+        policy = dataclasses.replace(policy, mode=Mode(mode))
+    opened = _store_for(store or os.environ.get("AGENTGUARD_STORE") or policy.store)
+    return Guard(policy, store=opened, agent=agent or os.environ.get("AGENTGUARD_AGENT") or None), file
+
+
+def _store_for(store: Store | str | None) -> Store:
+    if store is not None and not isinstance(store, str):
+        return store
+    from agentguard.stores import open_store  # noqa: PLC0415 - the backend comes with it
+
+    if store is None:
+        from agentguard.stores.state import state_dir  # noqa: PLC0415 - as above
+
+        store = f"sqlite:///{state_dir() / 'ledger.sqlite'}"
+    return open_store(store)
+
+
+def _refuse_missing_egress(guard: Guard, egress: str | None) -> None:
+    """Kernel enforcement is not built yet; who asks for it must not believe to have it."""
+    asked = {egress} if egress else {agent.external_calls.enforcement for agent in guard.policy.agents}
+    if "kernel" in asked:
+        guard.close()
+        msg = "enforcement: kernel was asked for, and this version of agentguard enforces egress in process only; write in_process, or auto"
+        raise EnforcementUnavailable(msg)
+
+
+def _records() -> tuple[Observer, ...]:
+    from agentguard.audit.record import EventLog  # noqa: PLC0415 - comes with instrument()
+
+    return (EventLog(),)
+
+
+def _telemetry(guard: Guard) -> Callable[[], None]:
+    from agentguard.otel.setup import set_up  # noqa: PLC0415 - OpenTelemetry comes with instrument()
+
+    telemetry = set_up(service_name=guard.home_agent)
+    guard.observe(telemetry.spans, telemetry.metrics)
+    return telemetry.close
+
+
+def _seams(guard: Guard, only: Collection[str] | None) -> Seams:
+    from agentguard.integrations._seam import Seams  # noqa: PLC0415 - wrapt comes with it
+    from agentguard.integrations.registry import integrations  # noqa: PLC0415 - as above
+
+    def report(library: str, seam: str, state: str) -> None:
+        guard.tell(SeamChanged(SYSTEM_CLOCK.time(), library, seam, state))
+
+    seams: Seams
+
+    def verify(module: str) -> None:
+        seams.verify(module)
+
+    wanted = [one for one in integrations(verify) if only is None or one.library in only]
+    if only is not None and (unknown := set(only) - {one.library for one in integrations(verify)}):
+        msg = f"only= names libraries that agentguard does not know: {', '.join(sorted(unknown))}"
+        raise ValueError(msg)
+    seams = Seams(wanted, find_guard, report)
+    return seams
+
+
+def _reload(guard: Guard, file: PolicyFile) -> None:
+    """Adopt a policy file that has changed; one that does not load changes nothing, and is told."""
+    changed = file.poll()
+    if changed is None:
+        return
+    problem: AgentGuardError | None = changed if isinstance(changed, PolicyError) else None
+    if isinstance(changed, Policy):
+        try:
+            guard.adopt(dataclasses.replace(changed, mode=guard.policy.mode) if os.environ.get("AGENTGUARD_MODE") else changed)
+        except PolicyError as error:
+            problem = error
+    if problem is not None:
+        logger.error("agentguard: the changed policy is not in force, the old one stays: %s", problem)
+        policy = guard.policy
+        guard.tell(PolicyLoaded(SYSTEM_CLOCK.time(), policy.path, "", policy.mode, tuple(one.name for one in policy.agents), str(problem)))

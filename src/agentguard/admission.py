@@ -1,0 +1,233 @@
+"""One admitted call, from its reservation to its one settlement."""
+
+from __future__ import annotations
+
+import contextvars
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from agentguard.core.call import NO_USAGE, LLMCall, Usage
+from agentguard.core.limits import Amounts
+from agentguard.core.pricing import cost_nanos
+from agentguard.policy.model import Ambiguous
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from agentguard.core.call import Call, Target
+    from agentguard.core.caller import Caller
+    from agentguard.core.decision import Decision
+    from agentguard.core.engine import Outcome
+    from agentguard.core.rights import Rights
+    from agentguard.events import Attempt
+    from agentguard.guard import Guard
+    from agentguard.wire.family import Answer, Family
+
+CURRENT: contextvars.ContextVar[Admission | None] = contextvars.ContextVar("agentguard_admission", default=None)
+"""The call in progress: lower seams add hops to it instead of admitting it again."""
+
+_AMBIGUOUS_STATUS = frozenset({408, 502, 504})
+"""Timeouts, and gateways that lost their upstream: the request may have been served without our seeing it."""
+
+
+class Owner(NamedTuple):
+    """Where a call was made: it settles there, so nobody there can wait for it."""
+
+    thread: int
+    task: object | None
+
+
+class Ending(NamedTuple):
+    """How a call ended, before it is charged."""
+
+    usage: Usage | None
+    outcome: str
+    error: str = ""
+    decision: Decision | None = None
+
+
+class Admission:
+    """A call that may go, and what is held for it. Settles exactly once, whoever ends it first.
+
+    Used as a context manager it settles at the end of the block, unless a stream has taken it over.
+
+    Attributes:
+        origin: The request object that the outermost seam saw, so that a second seam on the same call passes it through.
+        family: The wire format of an LLM call.
+        hides_usage: Whether the usage event was asked for by us, and is withheld from the caller.
+        answer, output_bytes, first_chunk_at: What was seen of the response.
+        reserved_output: Output tokens held, with what was added to a stream on its way.
+        unanswered: Attempts that may have been billed without an answer.
+        attempts: The HTTP requests so far.
+        in_hop: Whether an HTTP seam is sending one of them now: seams below it belong to the same attempt.
+        response_taken: Whether a seam above the hop reads the response.
+        is_streaming: Whether a stream has taken the call over, and settles it.
+        is_cut: The refusal with which the next chunk is to be refused; None while it may go on.
+    """
+
+    __slots__ = (
+        "_once",
+        "answer",
+        "attempts",
+        "call",
+        "caller",
+        "estimate",
+        "family",
+        "first_chunk_at",
+        "guard",
+        "hides_usage",
+        "id",
+        "in_hop",
+        "is_cut",
+        "is_streaming",
+        "origin",
+        "output_bytes",
+        "outcome",
+        "owner",
+        "reserved_output",
+        "response_taken",
+        "rights",
+        "rows",
+        "span",
+        "started",
+        "unanswered",
+    )
+
+    def __init__(self, guard: Guard, id: str, call: Call, caller: Caller, rights: Rights, outcome: Outcome, owner: Owner) -> None:  # noqa: PLR0913 - built in one place
+        self.guard = guard
+        self.id = id
+        self.call = call
+        self.caller = caller
+        self.rights = rights
+        self.outcome = outcome
+        self.owner = owner
+        self.estimate = outcome.estimate
+        self.rows = outcome.rows
+        self.reserved_output = outcome.estimate.output_tokens or 0
+        self.attempts: list[Attempt] = []
+        self.unanswered = 0
+        self.answer: Answer | None = None
+        self.family: Family | None = None
+        self.output_bytes = 0
+        self.first_chunk_at: float | None = None
+        self.is_streaming = False
+        self.hides_usage = False
+        self.in_hop = False
+        self.response_taken = False
+        self.is_cut: Decision | None = None
+        self.origin: object = None
+        self.span: Any = None
+        self.started = guard.clock.time()
+        self._once = [True]
+
+    @property
+    def decision(self) -> Decision:
+        """Why it may go; in report mode, what would have refused it."""
+        return self.outcome.decision
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not been settled yet."""
+        return bool(self._once)
+
+    @property
+    def written_bound(self) -> int | None:
+        """The output bound that the request must be given; None when it carries its own."""
+        return self.estimate.written_bound
+
+    def judge_hop(self, target: Target) -> Decision | None:
+        """Judge one hop of the call: a redirect, a retry elsewhere, a proxy. None when it may go."""
+        return self.guard.refuses_hop(self, target)
+
+    def prepare_attempt(self) -> Decision | None:
+        """Ask for one more HTTP request of the call. After one without an answer the input is held once more: it may be billed twice."""
+        if self.attempts and _is_ambiguous(self.attempts[-1]) and isinstance(self.call, LLMCall):
+            self.unanswered += 1
+            return self.guard.extend(self, input_tokens=self.estimate.input_tokens)
+        return None
+
+    def settle(self, usage: Usage | None = None, outcome: str = "complete", error: str = "", decision: Decision | None = None) -> None:
+        """Charge the call now. Only where no collector or signal handler can be running."""
+        if self._end():
+            self.guard.settle(self, Ending(usage, outcome, error, decision))
+
+    def finish(self, outcome: str = "complete") -> None:
+        """Charge the call now; from an event loop soon, when the store may wait for another process."""
+        if self.owner.task is not None and self.guard.store.may_block:
+            self.settle_later(outcome=outcome)
+        else:
+            self.settle(outcome=outcome)
+
+    def settle_later(self, usage: Usage | None = None, outcome: str = "abandoned", error: str = "", decision: Decision | None = None) -> None:
+        """Charge the call soon, from the worker or before the next reservation. Takes no lock, so a finalizer may call it."""
+        if self._end():
+            self.guard.settle_later(self, Ending(usage, outcome, error, decision))
+
+    def _end(self) -> bool:
+        try:
+            self._once.pop()
+        except IndexError:
+            return False
+        return True
+
+    def used(self, ending: Ending) -> Usage:
+        """What to charge: what the provider reported, else what was seen, else what the policy says of calls without an answer."""
+        call = self.call
+        if not isinstance(call, LLMCall):
+            return NO_USAGE
+        usage = ending.usage or (self.answer.usage if self.answer is not None else None)
+        if usage is None:
+            usage = self._unreported(call, ending)
+        if self.unanswered:
+            again = self.unanswered * self.estimate.input_tokens
+            usage = usage._replace(input_tokens=usage.input_tokens + again, estimated=True)
+        return usage
+
+    def _unreported(self, call: LLMCall, ending: Ending) -> Usage:
+        last = self.attempts[-1] if self.attempts else None
+        if ending.outcome == "denied" or last is None or not last.was_sent:
+            return NO_USAGE
+        if last.status is not None and last.status < 400:  # noqa: PLR2004 - HTTP's success and redirection
+            output = self.guard.estimator.output_tokens(call, self.output_bytes, self.rights.llm.bound)
+            if not self.output_bytes and ending.outcome in {"complete", "error"} and not self.is_streaming:
+                output = self.reserved_output  # an answer that cannot be read: nothing was counted, so the bound stands
+            told = self.answer.input_usage if self.answer is not None else None
+            if told is not None:
+                return told._replace(output_tokens=output, estimated=True)
+            return Usage(self.estimate.input_tokens, output, estimated=True)
+        if last.status is not None and not _is_ambiguous(last):
+            return NO_USAGE
+        match self.rights.llm.ambiguous:
+            case Ambiguous.NOTHING:
+                return NO_USAGE
+            case Ambiguous.INPUT:
+                return Usage(self.estimate.input_tokens, 0, estimated=True)
+            case Ambiguous.ESTIMATE:
+                return Usage(self.estimate.input_tokens, self.reserved_output, estimated=True)
+
+    def amounts(self, usage: Usage) -> Amounts:
+        """A usage in the units that limits settle in."""
+        return Amounts(usage.total_tokens, self.cost(usage) or 0)
+
+    def cost(self, usage: Usage) -> int | None:
+        """What a usage costs, in nano-USD; None when nobody prices the model."""
+        return cost_nanos(self.estimate.price, usage) if self.estimate.price else getattr(self.call, "cost_nanos", None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is None:
+            if not self.is_streaming:
+                self.finish()
+        else:
+            self.settle(outcome=outcome_of(error), error=type(error).__name__)
+
+
+def outcome_of(error: BaseException) -> str:
+    """The outcome word of an exception: `cancelled` for those that are no fault of the call."""
+    return "error" if isinstance(error, Exception) else "cancelled"
+
+
+def _is_ambiguous(attempt: Attempt) -> bool:
+    """Whether a request may have been served, and billed, without our seeing an answer."""
+    return attempt.was_sent and (attempt.status is None or attempt.status in _AMBIGUOUS_STATUS)

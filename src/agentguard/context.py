@@ -1,0 +1,210 @@
+"""Who is calling: one frozen `Caller` in one ContextVar, and the blocks that change it.
+
+Identity in a ContextVar is attribution, not authentication: code in this process can enter any agent. Losing it can
+only narrow rights, since a caller without identity may do only what every agent of the policy may.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import uuid
+from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, Protocol, TypeVar
+
+from agentguard.core.caller import NOBODY, Block, Caller
+from agentguard.core.limits import LimitRow
+from agentguard.policy.model import NANOS_PER_USD, Limit, Rule, Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CALLER: contextvars.ContextVar[Caller] = contextvars.ContextVar("agentguard_caller", default=NOBODY)
+
+
+OWN_TRAFFIC: contextvars.ContextVar[bool] = contextvars.ContextVar("agentguard_own_traffic", default=False)
+"""True in agentguard's own code path while it talks to a configured endpoint (a collector, a store): such traffic is no call."""
+
+
+@contextmanager
+def own_traffic() -> Iterator[None]:
+    """Mark what happens inside as agentguard's own traffic. Only around the sending itself, only to a configured endpoint."""
+    token = OWN_TRAFFIC.set(True)
+    try:
+        yield
+    finally:
+        OWN_TRAFFIC.reset(token)
+
+
+def current_caller() -> Caller:
+    """Who is calling, as far as this context knows."""
+    return CALLER.get()
+
+
+@contextmanager
+def acting_as(caller: Caller) -> Iterator[Caller]:
+    """Be another caller for the duration of a block."""
+    token = CALLER.set(caller)
+    try:
+        yield caller
+    finally:
+        CALLER.reset(token)
+
+
+def entered_agent(caller: Caller, name: str) -> Caller:
+    """The caller after entering an agent: inside another one, the rights are what both may do. The outermost one opens an interaction."""
+    agents = caller.agents if name in caller.agents[-1:] else (*caller.agents, name)
+    return caller._replace(agents=agents, interaction=caller.interaction or _new_id())
+
+
+class Session:
+    """A conversation. Its id is `gen_ai.conversation.id`, and what `per: session` counts against."""
+
+    __slots__ = ("id", "user")
+
+    def __init__(self, id: str, user: str | None) -> None:
+        self.id = id
+        self.user = user
+
+    @contextmanager
+    def interaction(self, id: str | None = None) -> Iterator[str]:
+        """One turn of the user: what `per: interaction` counts against."""
+        with acting_as(CALLER.get()._replace(interaction=id or _new_id())) as caller:
+            yield caller.interaction or ""
+
+
+@contextmanager
+def session(id: str | None = None, *, user: str | None = None) -> Iterator[Session]:
+    """Open a session, or continue one by its id.
+
+    Args:
+        id: The conversation's id, if the application has one; otherwise one is made.
+        user: The end user, on whose behalf the agent acts.
+    """
+    around = CALLER.get()
+    opened = Session(id or _new_id(), user if user is not None else around.user)
+    with acting_as(around._replace(session=opened.id, user=opened.user, interaction=None)):
+        yield opened
+
+
+class Counted(Protocol):
+    """What a ledger says of one row, in the unit of its limit."""
+
+    @property
+    def row(self) -> str: ...
+    @property
+    def spent(self) -> int: ...
+    @property
+    def held(self) -> int: ...
+
+
+class Ledger(Protocol):
+    """Where the rows of a budget block live: a guard's store."""
+
+    def register(self, rows: Iterable[LimitRow]) -> None:
+        """Make rows known."""
+
+    def read(self, keys: Sequence[str]) -> Sequence[Counted]:
+        """Balances of rows; unknown rows are left out."""
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drop rows."""
+
+
+class Amount(NamedTuple):
+    """Amounts of a budget block. `usd` is exact; a unit that the block does not limit is None."""
+
+    usd: Decimal | None = None
+    tokens: int | None = None
+    calls: int | None = None
+
+
+class BudgetBlock:
+    """A `with budget(...)` block: limits for what happens inside it, over and above those of the policy.
+
+    After the block its amounts stay readable, and a call that still carries its identity is refused.
+    """
+
+    def __init__(self, ledger: Ledger, usd: Decimal | str | int | None, tokens: int | None, calls: int | None) -> None:
+        self.id = f"budget:{_new_id()}"
+        wanted = ((Unit.USD, _nanos(usd)), (Unit.TOKENS, tokens), (Unit.CALLS, calls))
+        rule = Rule("agentguard.budget")
+        limits = [Limit(amount=amount, unit=unit, rule=rule) for unit, amount in wanted if amount is not None]
+        if not limits:
+            msg = "a budget block needs at least one of usd, tokens and calls"
+            raise ValueError(msg)
+        self._rows = tuple(LimitRow.of(self.id, limit) for limit in limits)
+        self._ledger = ledger
+        self._final: tuple[Amount, Amount] | None = None
+
+    @contextmanager
+    def entered(self) -> Iterator[BudgetBlock]:
+        """Count calls against this block for the duration."""
+        around = CALLER.get()
+        self._ledger.register(self._rows)
+        try:
+            with acting_as(around._replace(blocks=(*around.blocks, Block(self.id, self._rows)))):
+                yield self
+        finally:
+            self._final = self._read()
+            self._ledger.forget([row.key for row in self._rows])
+
+    @property
+    def spent(self) -> Amount:
+        """What settled calls of the block have used."""
+        return (self._final or self._read())[0]
+
+    @property
+    def remaining(self) -> Amount:
+        """What is left, with the amounts that calls in flight hold taken off."""
+        return (self._final or self._read())[1]
+
+    def _read(self) -> tuple[Amount, Amount]:
+        known = {counted.row: counted for counted in self._ledger.read([row.key for row in self._rows])}
+        spent: dict[str, int] = {}
+        left: dict[str, int] = {}
+        for key, _, limit in self._rows:
+            counted = known.get(key)
+            spent[limit.unit] = counted.spent if counted else 0
+            left[limit.unit] = limit.amount - spent[limit.unit] - (counted.held if counted else 0)
+        return _amount(spent), _amount(left)
+
+
+def _amount(by_unit: dict[str, int]) -> Amount:
+    nanos = by_unit.get(Unit.USD)
+    return Amount(None if nanos is None else Decimal(nanos) / NANOS_PER_USD, by_unit.get(Unit.TOKENS), by_unit.get(Unit.CALLS))
+
+
+def _nanos(usd: Decimal | str | int | None) -> int | None:
+    if usd is None:
+        return None
+    if isinstance(usd, float):
+        msg = f"money is exact: write usd={str(usd)!r} or a Decimal, not the float {usd!r}"
+        raise TypeError(msg)
+    try:
+        return int(Decimal(str(usd).removeprefix("$")) * NANOS_PER_USD)
+    except InvalidOperation:
+        msg = f"usd={usd!r} is not an amount such as '0.50'"
+        raise ValueError(msg) from None
+
+
+def propagate(fn: Callable[P, R]) -> Callable[P, R]:
+    """Carry agent, session, budget blocks and trace into another thread: `pool.submit(propagate(work), job)`.
+
+    What is carried is the context at the time of `propagate`, not of the call.
+    """
+    around = contextvars.copy_context()
+
+    @functools.wraps(fn)
+    def carried(*args: P.args, **kwargs: P.kwargs) -> R:
+        return around.copy().run(fn, *args, **kwargs)  # a copy for each call: a context can be entered once at a time
+
+    return carried
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex

@@ -1,0 +1,228 @@
+"""The admission of a call, as one generator: it yields what it asks of the store and returns the decision.
+
+The order is fixed: isolation, then the agent's boundary (tool, model, scope), then egress, then one atomic reservation of every
+limit of every subject. A call that the boundary refuses never touches a counter; a call that a counter refuses has
+taken nothing. Two drivers run it, one for threads and one for event loops (`agentguard.guard`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Union, cast
+
+from agentguard.core.call import LLMCall, ToolCall
+from agentguard.core.decision import ALLOW, Decision, Facts, Reason, deny
+from agentguard.core.limits import Charge, RefusalKind, Refused
+from agentguard.core.pricing import affordable_output, bound_nanos, price_of
+from agentguard.core.wording import amount_text, refusal_sentence, who
+from agentguard.policy.model import Bound, Price, Rule, Unbounded, Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Generator, Sequence
+
+    from agentguard.core.call import Call
+    from agentguard.core.caller import Caller
+    from agentguard.core.estimate import Estimator
+    from agentguard.core.limits import LimitRow
+    from agentguard.core.pricing import PriceSource
+    from agentguard.core.rights import Rights
+    from agentguard.policy.model import Limit
+
+    Ask = Union["ReadRows", "ReserveRows", "AwaitChange"]
+    Reply = Union["Sequence[Left]", "Refused", bool, None]
+    Admission = Generator[Ask, Reply, "Outcome"]
+
+LEAST_WRITTEN_BOUND = 256
+"""Below this many output tokens an answer is of little use, so a call rather waits for what others hold than takes the crumbs."""
+
+
+class ReadRows(NamedTuple):
+    """A question to the store: what these rows have left."""
+
+    rows: tuple[LimitRow, ...]
+
+
+class ReserveRows(NamedTuple):
+    """A request to the store: all of these charges, or none. `rows` are the rows of the call, some of which it may not charge."""
+
+    rows: tuple[LimitRow, ...]
+    charges: tuple[Charge, ...]
+
+
+class AwaitChange(NamedTuple):
+    """A wish to wait until others have settled. Answered by True to try again, by False when waiting is of no use, or was too long."""
+
+    refused: Refused
+
+
+class Left(NamedTuple):
+    """What a row has left: when all that is held stays held, and when all of it is given back. In the limit's unit."""
+
+    at_least: int
+    at_most: int
+
+
+class Estimate(NamedTuple):
+    """What a call was reserved for.
+
+    Attributes:
+        input_tokens: The input, estimated.
+        output_tokens: The output bound, for all choices; None where nothing bounds it and no limit needs a bound.
+        written_bound: The bound per choice that has to be written into the request; None when it carries its own.
+        price: What a token costs; None when nothing is limited in money and the model has no price.
+        nanos: The most that the call can cost.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int | None = 0
+    written_bound: int | None = None
+    price: Price | None = None
+    nanos: int = 0
+
+
+NO_ESTIMATE = Estimate()
+
+
+class Outcome(NamedTuple):
+    """The end of an admission: the decision, and what was reserved."""
+
+    decision: Decision
+    estimate: Estimate = NO_ESTIMATE
+    rows: tuple[LimitRow, ...] = ()
+    charges: tuple[Charge, ...] = ()
+
+
+class _Refusal(Exception):  # noqa: N818 - a way out of nested steps, never seen outside
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+
+
+
+
+def admission(  # noqa: PLR0913 - what a decision rests on
+    call: Call, caller: Caller, rights: Rights, estimator: Estimator, prices: PriceSource, isolated: Collection[str] = ()
+) -> Admission:
+    """Decide one call. `isolated` are the subjects that this process knows to be stopped; the store has the last word on them.
+
+    Yields:
+        `ReadRows`, answered by what each row has left; `ReserveRows`, answered by None or the refusal; and after a refusal by
+        what others hold `AwaitChange`. What was learned while waiting makes the next estimate.
+
+    Returns:
+        The decision, with what was reserved.
+    """
+    if isolated and (subject := next((one for one in rights.subjects(caller) if one in isolated), None)):
+        return Outcome(refusal_of(Refused(RefusalKind.ISOLATED, subject), call, caller, ()))
+    if refusal := rights.refuses(call, caller):
+        return Outcome(refusal)
+    rows = rights.rows(call, caller)
+    while True:
+        estimate = NO_ESTIMATE
+        if isinstance(call, LLMCall):
+            try:
+                estimate = yield from _estimate(call, caller, rights, rows, estimator, prices)
+            except _Refusal as refused:
+                return Outcome(refused.decision, rows=rows)
+        charges = _charges(call, rows, estimate)
+        answer = yield ReserveRows(rows, charges)
+        if answer is None:
+            return Outcome(ALLOW, estimate, rows, charges)
+        refusal = cast("Refused", answer)
+        if refusal.kind is not RefusalKind.CONTENDED or not (yield AwaitChange(refusal)):
+            return Outcome(refusal_of(refusal, call, caller, rows), estimate, rows, charges)
+
+
+def _charges(call: Call, rows: Sequence[LimitRow], estimate: Estimate) -> tuple[Charge, ...]:
+    if isinstance(call, ToolCall):
+        return tuple(Charge(row.key, call.cost_nanos) for row in rows if row.limit.unit is Unit.USD and call.cost_nanos)
+    tokens = estimate.input_tokens + (estimate.output_tokens or 0)
+    by_unit = {Unit.TOKENS: tokens, Unit.USD: estimate.nanos, Unit.CALLS: 1, Unit.CONCURRENT_CALLS: 1}
+    return tuple(Charge(key, amount) for key, _, limit in rows if (amount := by_unit[limit.unit]))
+
+
+def _estimate(  # noqa: PLR0913 - what an estimate rests on
+    call: LLMCall, caller: Caller, rights: Rights, rows: Sequence[LimitRow], estimator: Estimator, prices: PriceSource
+) -> Generator[Ask, Reply, Estimate]:
+    llm = rights.llm
+    bounding = [row.limit for row in rows if row.limit.unit in _AMOUNTS] + [limit for limit in rights.call_limits if limit.unit in _AMOUNTS]
+    if llm.bound is Bound.STRICT and bounding and not call.input_visible:
+        sentence = f"{who(caller)} may not make {call.name!r}: llm.bound is strict, and part of the input is not in the request ({llm.rule})."
+        raise _Refusal(deny(Reason.BUDGET, Rule("llm.bound", llm.rule.path, llm.rule.line), sentence, "Send the whole input, or set llm.bound to calibrated."))
+    input_tokens = estimator.input_tokens(call, llm.bound)
+    price = price_of(llm, prices, call.provider, call.model, input_tokens)
+    money = next((limit for limit in bounding if limit.unit is Unit.USD), None)
+    if money is not None and price is None:
+        sentence = f"{who(caller)} may not use {call.model!r}: money is limited ({money.rule}) and nobody prices this model."
+        raise _Refusal(deny(Reason.BUDGET, money.rule, sentence, "Price it under llm.prices, or set llm.unknown_price."))
+    output, written = call.max_output_tokens, None
+    if output is None and bounding:
+        if llm.unbounded_output is Unbounded.DENY:
+            sentence = f"{who(caller)} may not make {call.name!r}: the request carries no bound on its output ({llm.rule})."
+            raise _Refusal(deny(Reason.BUDGET, Rule("llm.unbounded_output", llm.rule.path, llm.rule.line), sentence, "Pass max_tokens, or set llm.unbounded_output to write."))
+        output = llm.max_output_tokens
+        if llm.unbounded_output is Unbounded.WRITE:
+            output = written = yield from _fitting_bound(call, rows, rights.call_limits, input_tokens, price, output)
+    output = None if output is None else output * call.choices
+    nanos = bound_nanos(price, input_tokens, output or 0) if price else 0
+    estimate = Estimate(input_tokens, output, written, price, nanos)
+    for limit in rights.call_limits:
+        if decision := over_call_limit(limit, input_tokens + (output or 0), nanos, call, caller):
+            raise _Refusal(decision)
+    return estimate
+
+
+_AMOUNTS = (Unit.TOKENS, Unit.USD)
+
+
+def _fitting_bound(  # noqa: PLR0913 - what a bound rests on
+    call: LLMCall, rows: Sequence[LimitRow], call_limits: Sequence[Limit], input_tokens: int, price: Price | None, cap: int
+) -> Generator[Ask, Reply, int]:
+    """The output bound to write: at most the cap, and what every limit has left after the input.
+
+    What others hold counts as gone, unless so little is left that waiting for them is better.
+    """
+    amounts = tuple(row for row in rows if row.limit.unit in _AMOUNTS)
+    lefts = cast("Sequence[Left]", (yield ReadRows(amounts))) if amounts else ()
+    limits = [(row.limit.unit, left) for row, left in zip(amounts, lefts, strict=True)]
+    limits += [(limit.unit, Left(limit.amount, limit.amount)) for limit in call_limits if limit.unit in _AMOUNTS]
+
+    def fits(unit: Unit, left: int) -> int:
+        if unit is Unit.TOKENS:
+            return left - input_tokens
+        return affordable_output(price, left, input_tokens) if price else cap
+
+    now = min([cap * call.choices, *(fits(unit, left.at_least) for unit, left in limits)]) // call.choices
+    if now >= min(cap, LEAST_WRITTEN_BOUND):
+        return now
+    later = min([cap * call.choices, *(fits(unit, left.at_most) for unit, left in limits)]) // call.choices
+    return max(later, 1)
+
+
+def over_call_limit(limit: Limit, tokens: int, nanos: int, call: Call, caller: Caller) -> Decision | None:
+    """Judge one call against a limit `per: call`, which needs no counter."""
+    asked = {Unit.TOKENS: tokens, Unit.USD: nanos}.get(limit.unit, 0)
+    if asked <= limit.amount:
+        return None
+    sentence = (
+        f"{who(caller)} asked for {amount_text(asked, limit.unit)} for {call.name!r} "
+        f"but a call may use {amount_text(limit.amount, limit.unit)} ({limit.rule.place or limit.rule.name})."
+    )
+    return deny(Reason.BUDGET, limit.rule, sentence, "Ask for less, or raise the limit.", Facts(limit.amount, 0, 0, asked))
+
+
+def refusal_of(refused: Refused, call: Call, caller: Caller, rows: Sequence[LimitRow]) -> Decision:
+    """Put a store's refusal into words."""
+    if refused.kind is RefusalKind.ISOLATED:
+        sentence = f"{refused.row} is isolated: {call.name!r} was not sent."
+        return deny(Reason.ISOLATED, Rule("isolation"), sentence, f"An operator restores it with `agentguard restore {refused.row}`.")
+    row = next((row for row in rows if row.key == refused.row), None)
+    if row is None or refused.kind is RefusalKind.UNREGISTERED:
+        sentence = f"the store does not know {refused.row!r}, and a missing counter is not an empty one: {call.name!r} was not sent."
+        return deny(Reason.STORE, Rule("store"), sentence, "Try again: the limit has been registered anew.")
+    limit = row.limit
+    facts = Facts(refused.amount, refused.spent, refused.held, refused.requested, refused.retry_at)
+    reason = Reason.RATE if limit.is_rate else Reason.BUDGET
+    return deny(reason, limit.rule, refusal_sentence(refused, row, call, caller), _remedy(limit), facts)
+
+
+def _remedy(limit: Limit) -> str:
+    return f"Wait, ask for less, or raise {limit.text!r}." if limit.text else "Wait, ask for less, or raise the limit."

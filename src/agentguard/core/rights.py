@@ -1,0 +1,208 @@
+"""What a caller may do: the intersection of what its agents may, compiled once for each chain of agents."""
+
+from __future__ import annotations
+
+import posixpath
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from agentguard.core.call import HTTPCall, LLMCall, ToolCall
+from agentguard.core.decision import Reason, deny
+from agentguard.core.limits import LimitRow
+from agentguard.core.wording import who
+from agentguard.policy.hosts import HostPattern, HostRules
+from agentguard.policy.model import LLM, Over, Per, Rule
+from agentguard.policy.providers import PROVIDER_HOSTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from agentguard.core.call import Call, Target
+    from agentguard.core.caller import Caller
+    from agentguard.core.decision import Decision
+    from agentguard.policy.model import AgentPolicy, Limit, Policy, Resource
+
+_MAX_CACHED_ROWS = 4096
+_UNKNOWN = "-"
+"""The subject of callers that name no session, user or interaction: they share one, so that leaving identity out gains nothing."""
+
+
+class Rights:
+    """The rights of a chain of agents. What one of them may not do, the chain may not."""
+
+    def __init__(self, policy: Policy, agents: Sequence[AgentPolicy], unnamed_session: str) -> None:
+        self.agents = tuple(agents)
+        self.policy = policy
+        self.llm = _strictest_llm([agent.llm for agent in agents if agent.llm is not None])
+        self._hosts = [(agent, HostRules(agent.external_calls, _provider_hosts(agent))) for agent in agents]
+        self._unnamed_session = unnamed_session
+        self._rows: dict[tuple[object, ...], tuple[LimitRow, ...]] = {}
+        self.call_limits = tuple(limit for limit in self._limits() if limit.per is Per.CALL)
+
+    def refuses(self, call: Call, caller: Caller) -> Decision | None:
+        """Judge a call against everything but counters: tool, model, scope, host. None when nothing stands against it."""
+        if isinstance(call, ToolCall):
+            return self._refuses_tool(call, caller)
+        if isinstance(call, LLMCall) and (refusal := self._refuses_model(call, caller)):
+            return refusal
+        return self.refuses_target(call.target, caller, is_llm=isinstance(call, LLMCall))
+
+    def refuses_target(self, target: Target, caller: Caller, *, is_llm: bool = False) -> Decision | None:
+        """Judge where a call, or one hop of it, goes."""
+        for agent, hosts in self._hosts:
+            verdict = hosts.judge(target.host, target.port)
+            if not verdict.allowed:
+                rule = Rule(verdict.rule, agent.external_calls.rule.path, agent.external_calls.rule.line)
+                return _deny_host(agent, caller, target, verdict.why, rule, is_llm=is_llm and agent.llm is None)
+        for resource in self.policy.resources:
+            if _opens(resource, target) and (refusal := self._lacks_scope(resource.name, resource.rule, str(target), caller)):
+                return refusal
+        return None
+
+    def rows(self, call: Call, caller: Caller) -> tuple[LimitRow, ...]:
+        """Every row that a call is charged to: the limits of each agent of the chain, of the fleet, and of the blocks around it."""
+        is_llm = isinstance(call, LLMCall)
+        model = call.model if isinstance(call, LLMCall) else ""
+        key = (type(call), model, caller.session, caller.user, caller.interaction, caller.blocks)
+        rows = self._rows.get(key)
+        if rows is None:
+            if len(self._rows) >= _MAX_CACHED_ROWS:
+                self._rows.clear()
+            rows = self._rows[key] = tuple(self._rows_of(caller, model, is_llm=is_llm))
+        return rows
+
+    def subjects(self, caller: Caller) -> tuple[str, ...]:
+        """Everything that an isolation of would stop this caller."""
+        names = [f"agent:{agent.name}" for agent in self.agents] + [f"agent:{name}" for name in caller.agents]
+        session = [f"session:{caller.session}"] if caller.session else []
+        user = [f"user:{caller.user}"] if caller.user else []
+        return (*dict.fromkeys(names), *session, *user, "fleet")
+
+    def _limits(self) -> Iterator[Limit]:
+        for agent in self.agents:
+            yield from agent.budgets
+            if agent.api_keys.rate_limit is not None:
+                yield agent.api_keys.rate_limit
+        yield from self.policy.limits.fleet
+
+    def _rows_of(self, caller: Caller, model: str, *, is_llm: bool) -> Iterator[LimitRow]:
+        rows: dict[str, LimitRow] = {}
+        owned = [(agent, limit) for agent in self.agents for limit in (*agent.budgets, *_rates(agent))]
+        for agent, limit in [*owned, *((None, limit) for limit in self.policy.limits.fleet)]:
+            if limit.per is Per.CALL or not _counts(limit, is_llm=is_llm) or (limit.per is Per.MODEL and not is_llm):
+                continue
+            row = LimitRow.of(self._subject(limit, agent, caller, model), limit)
+            known = rows.get(row.key)
+            if known is None or limit.amount < known.limit.amount:
+                rows[row.key] = row
+        yield from rows.values()
+        for block in caller.blocks:
+            yield from block.rows
+
+    def _subject(self, limit: Limit, agent: AgentPolicy | None, caller: Caller, model: str) -> str:
+        owner = f"agent:{agent.name}" if agent else "fleet"
+        match limit.per:
+            case Per.AGENT | Per.CALL:
+                return owner
+            case Per.SESSION:
+                return f"session:{caller.session or self._unnamed_session}@{owner}"
+            case Per.INTERACTION:
+                return f"interaction:{caller.interaction or self._unnamed_session}@{owner}"
+            case Per.USER:
+                return f"user:{caller.user or _UNKNOWN}@{owner}"
+            case Per.MODEL:
+                return f"model:{model}@{owner}"
+            case Per.KEY:
+                return f"key:{_UNKNOWN}@{owner}"
+            case Per.TEAM:
+                return f"team:{agent.team if agent and agent.team else _UNKNOWN}"
+            case Per.FLEET:
+                return "fleet"
+
+    def _refuses_tool(self, call: ToolCall, caller: Caller) -> Decision | None:
+        for agent in self.agents:
+            allowed = agent.tools.allowed
+            if allowed is not None and not any(fnmatchcase(call.tool, pattern) for pattern in allowed):
+                sentence = f"{who(caller)} may not use tool {call.tool!r}: not in {agent.tools.rule} of {agent.name!r}."
+                return deny(Reason.TOOL, Rule("tools.allowed", *_place(agent.tools.rule)), sentence, f"Add {call.tool!r} to tools.allowed.")
+        for resource in self.policy.resources:
+            if call.tool in resource.tools and (refusal := self._lacks_scope(resource.name, resource.rule, f"tool {call.tool!r}", caller)):
+                return refusal
+        if call.scope is None:
+            return None
+        return self._lacks_scope(call.scope, Rule("security.api_keys.scope"), f"tool {call.tool!r}", caller)
+
+    def _lacks_scope(self, scope: str, rule: Rule, what: str, caller: Caller) -> Decision | None:
+        for agent in self.agents:
+            if agent.api_keys.scope is None or scope not in agent.api_keys.scope:
+                at = Rule(rule.name, *_place(agent.api_keys.rule if not rule.line else rule))
+                sentence = f"{who(caller)} may not use {what}: it asks for scope {scope!r}, which {agent.name!r} does not have: {at}."
+                reason = Reason.TOOL if what.startswith("tool ") else Reason.EGRESS
+                return deny(reason, at, sentence, f"Add {scope!r} to security.api_keys.scope of agent {agent.name!r}.")
+        return None
+
+    def _refuses_model(self, call: LLMCall, caller: Caller) -> Decision | None:
+        for agent in self.agents:
+            if agent.llm is None or agent.llm.models is None:
+                continue
+            if not any(fnmatchcase(call.model, pattern) for pattern in agent.llm.models):
+                rule = Rule("llm.models", *_place(agent.llm.rule))
+                sentence = f"{who(caller)} may not use model {call.model!r}: not in {rule}."
+                return deny(Reason.MODEL, rule, sentence, f"Add {call.model!r}, or a pattern such as {_pattern(call.model)!r}, to llm.models.")
+        return None
+
+
+def _strictest_llm(parts: Sequence[LLM]) -> LLM:
+    """How calls are bounded: the first agent's words, with the smallest output bound of all."""
+    if not parts:
+        return LLM()
+    smallest = min(parts, key=lambda part: part.max_output_tokens)
+    strict = next((part for part in parts if part.bound == "strict"), parts[0])
+    return parts[0] if len(parts) == 1 else LLM(
+        max_output_tokens=smallest.max_output_tokens,
+        bound=strict.bound,
+        unbounded_output=parts[0].unbounded_output,
+        include_usage=any(part.include_usage for part in parts),
+        ambiguous=parts[0].ambiguous,
+        prices={pattern: price for part in reversed(parts) for pattern, price in part.prices.items()},
+        unknown_price=parts[0].unknown_price,
+    )
+
+
+def _rates(agent: AgentPolicy) -> tuple[Limit, ...]:
+    return (agent.api_keys.rate_limit,) if agent.api_keys.rate_limit is not None else ()
+
+
+def _counts(limit: Limit, *, is_llm: bool) -> bool:
+    return limit.over is Over.ALL or (limit.over is Over.LLM) == is_llm
+
+
+def _opens(resource: Resource, target: Target) -> bool:
+    if not any(pattern.matches(target.host, target.port) for pattern in resource.hosts):
+        return False
+    # A server may decode and fold a path before it routes it, so the resource is judged by what the path means.
+    path = posixpath.normpath(unquote(target.path.partition("?")[0]))
+    return not resource.paths or any(fnmatchcase(path, pattern) or fnmatchcase(target.path, pattern) for pattern in resource.paths)
+
+
+def _deny_host(agent: AgentPolicy, caller: Caller, target: Target, why: str, rule: Rule, *, is_llm: bool) -> Decision:  # noqa: PLR0913 - the parts of one sentence
+    place = f" ({rule.place})" if rule.place else ""
+    sentence = f"{who(caller)} may not reach {target.host!r}: {why}{place}."
+    explain = f"run `agentguard policy explain {target.scheme}://{target.host}{target.path} --agent {agent.name}`"
+    if is_llm:
+        return deny(Reason.EGRESS, Rule("llm.providers", *_place(rule)), sentence, f"Name its provider under llm.providers of agent {agent.name!r}, or {explain}.")
+    return deny(Reason.EGRESS, rule, sentence, f"Add the host there, or {explain}.")
+
+
+def _provider_hosts(agent: AgentPolicy) -> Iterator[HostPattern]:
+    for provider in agent.llm.providers if agent.llm else ():
+        yield from map(HostPattern.parse, PROVIDER_HOSTS[provider])
+
+
+def _place(rule: Rule) -> tuple[str, int]:
+    return rule.path, rule.line
+
+
+def _pattern(model: str) -> str:
+    return f"{model.partition('-')[0]}-*"

@@ -1,0 +1,263 @@
+"""`@tool` and `agent()`: functions, coroutines, generators and async generators, each guarded for as long as it runs.
+
+A generator sets and resets identity around each of its steps, never across a `yield`: what it set would otherwise
+leak to whoever reads from it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
+
+from agentguard._default import find_guard
+from agentguard.context import CALLER, entered_agent
+from agentguard.core.call import ToolCall
+from agentguard.events import ScopeEnded
+from agentguard.policy.model import NANOS_PER_USD
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Collection, Generator
+    from contextvars import Token
+    from types import TracebackType
+
+    from agentguard.admission import Admission
+    from agentguard.core.caller import Caller
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_REDACTED = "[redacted]"
+
+
+class _Run:
+    """One run of an agent or a tool. As a context manager it makes its identity and its span current, for one step in one frame."""
+
+    def __init__(self, kind: str, name: str, caller: Caller, call: ToolCall | None = None, admitted: Admission | None = None) -> None:
+        self._kind = kind
+        self._name = name
+        self._caller = caller
+        self._admitted = admitted
+        self._guard = guard = find_guard()
+        self._started = guard.clock.time() if guard else 0.0
+        self._spans = guard.spans if guard else None
+        self._span = self._spans.begin(kind, name, call, caller) if self._spans else None
+
+    def __enter__(self) -> None:
+        self._token: Token[Caller] = CALLER.set(self._caller)
+        self._current = self._spans.current(self._span) if self._spans and self._span is not None else None
+        if self._current is not None:
+            self._current.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._current is not None:
+            self._current.__exit__(None, None, None)
+        try:
+            CALLER.reset(self._token)
+        except ValueError:
+            pass  # closed from another task or thread, whose identity was never changed
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The run is over. A generator may be ended by the garbage collector, so no lock is taken here."""
+        if self._admitted is not None:
+            self._admitted.settle_later(outcome="complete" if error is None else "error")
+        if self._guard is not None:
+            name = "" if error is None else type(error).__name__
+            self._guard.tell(ScopeEnded(self._guard.clock.time(), self._kind, self._name, self._caller, self._started, name, self._span))
+
+
+def _inside(fn: Callable[P, R], start: Callable[..., _Run], astart: Callable[..., Any]) -> Callable[P, R]:
+    """Wrap a function of any kind so that it runs inside of what `start`, or awaited `astart`, begins with its arguments."""
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        run = start(fn, args, kwargs)
+        try:
+            with run:
+                result = fn(*args, **kwargs)
+        except BaseException as error:
+            run.end(error)
+            raise
+        run.end()
+        return result
+
+    @functools.wraps(fn)
+    async def acall(*args: Any, **kwargs: Any) -> Any:
+        run = await astart(fn, args, kwargs)
+        try:
+            with run:
+                result = await cast("Any", fn)(*args, **kwargs)
+        except BaseException as error:
+            run.end(error)
+            raise
+        run.end()
+        return result
+
+    @functools.wraps(fn)
+    def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        return _stepped(start(fn, args, kwargs), cast("Any", fn)(*args, **kwargs))
+
+    @functools.wraps(fn)
+    def agenerate(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        return _astepped(astart, fn, args, kwargs)
+
+    if inspect.isasyncgenfunction(fn):
+        return cast("Callable[P, R]", agenerate)
+    if inspect.isgeneratorfunction(fn):
+        return cast("Callable[P, R]", generate)
+    return cast("Callable[P, R]", acall if inspect.iscoroutinefunction(fn) else call)
+
+
+def _stepped(run: _Run, inner: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    sent, thrown = None, None
+    try:
+        while True:
+            try:
+                with run:
+                    item = inner.send(sent) if thrown is None else inner.throw(thrown)
+            except StopIteration as stop:
+                run.end()
+                return stop.value
+            try:
+                sent, thrown = (yield item), None
+            except GeneratorExit:
+                with run:
+                    inner.close()
+                run.end()
+                raise
+            except BaseException as error:  # noqa: BLE001 - handed on to the generator inside
+                sent, thrown = None, error
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        run.end(error)
+        raise
+
+
+async def _astepped(astart: Callable[..., Any], fn: Callable[..., Any], args: Any, kwargs: Any) -> AsyncGenerator[Any, Any]:
+    run = await astart(fn, args, kwargs)
+    inner = fn(*args, **kwargs)
+    sent, thrown = None, None
+    try:
+        while True:
+            try:
+                with run:
+                    item = await (inner.asend(sent) if thrown is None else inner.athrow(thrown))
+            except StopAsyncIteration:
+                run.end()
+                return
+            try:
+                sent, thrown = (yield item), None
+            except GeneratorExit:
+                with run:
+                    await inner.aclose()
+                run.end()
+                raise
+            except BaseException as error:  # noqa: BLE001 - handed on to the generator inside
+                sent, thrown = None, error
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        run.end(error)
+        raise
+
+
+class agent:  # noqa: N801 - used as a word: `with agent("researcher"):` and `@agent("researcher")`
+    """Be an agent, for the duration of a block or of a function's runs.
+
+    Inside another agent, the rights are what both may do. The outermost agent opens an interaction: one turn of the user.
+
+    Args:
+        name: The agent, as the policy names it: `gen_ai.agent.name`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._runs: list[_Run] = []
+
+    def __enter__(self) -> Self:
+        run = self._start()
+        run.__enter__()
+        self._runs.append(run)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        run = self._runs.pop()
+        run.__exit__(kind, error, traceback)
+        run.end(error)
+
+    def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
+        """Have every run of a function (coroutine, generator) be this agent's."""
+
+        async def astart(fn: Callable[..., Any], args: Any, kwargs: Any) -> _Run:
+            return self._start()
+
+        return _inside(fn, lambda fn, args, kwargs: self._start(), astart)
+
+    def _start(self) -> _Run:
+        return _Run("invoke_agent", self._name, entered_agent(CALLER.get(), self._name))
+
+
+@overload
+def tool(fn: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
+def tool(
+    *, name: str | None = None, scope: str | None = None, cost_usd: Decimal | str = "0", redact: Collection[str] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def tool(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    scope: str | None = None,
+    cost_usd: Decimal | str = "0",
+    redact: Collection[str] = (),
+) -> Any:
+    """Make a function (coroutine, generator) a tool: judged before each run, with a span of its own.
+
+    Args:
+        fn: The function, when used without arguments: `@tool`.
+        name: What the policy and the trace call it; its own name by default.
+        scope: The permission word that an agent needs for it.
+        cost_usd: What one run costs: charged to budgets in money.
+        redact: Parameters that are never recorded, even where content is.
+
+    Raises:
+        ToolDenied: At the run: the agent may not use the tool, or lacks its scope.
+        BudgetExceeded: At the run: its cost does not fit.
+    """
+    if isinstance(cost_usd, float):
+        msg = f"money is exact: write cost_usd={str(cost_usd)!r} or a Decimal, not the float {cost_usd!r}"
+        raise TypeError(msg)
+    nanos = int(Decimal(cost_usd) * NANOS_PER_USD)
+
+    def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+        called = name or getattr(fn, "__name__", type(fn).__name__)
+
+        def asked(args: Any, kwargs: Any) -> ToolCall:
+            guard = find_guard()
+            captures = guard is not None and getattr(guard.spans, "captures_content", False)
+            return ToolCall(called, scope, nanos, _arguments(fn, args, kwargs, redact) if captures else None)
+
+        def start(fn: Callable[..., Any], args: Any, kwargs: Any) -> _Run:
+            guard, call = find_guard(), asked(args, kwargs)
+            admitted = guard.begin(call) if guard else None
+            return _Run("execute_tool", called, CALLER.get()._replace(tool=called), call, admitted)
+
+        async def astart(fn: Callable[..., Any], args: Any, kwargs: Any) -> _Run:
+            guard, call = find_guard(), asked(args, kwargs)
+            admitted = await guard.abegin(call) if guard else None
+            return _Run("execute_tool", called, CALLER.get()._replace(tool=called), call, admitted)
+
+        return _inside(fn, start, astart)
+
+    return decorate if fn is None else decorate(fn)
+
+
+def _arguments(fn: Callable[..., Any], args: Any, kwargs: Any, redact: Collection[str]) -> dict[str, Any]:
+    try:
+        bound = inspect.signature(fn).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        bound = dict(kwargs)  # the call itself will say what is wrong with them
+    return {name: _REDACTED if name in redact else value for name, value in bound.items()}

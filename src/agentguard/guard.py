@@ -1,0 +1,713 @@
+"""The guard: a policy, a store, and observers. Core decides, the guard raises."""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import itertools
+import os
+import queue
+import threading
+import time
+import weakref
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Protocol, Self, cast
+
+from agentguard.admission import CURRENT, Admission, Ending, Owner
+from agentguard.context import CALLER
+from agentguard.core.call import LLMCall, ToolCall
+from agentguard.core.decision import Decision, Reason
+from agentguard.core.engine import AwaitChange, Left, ReadRows, ReserveRows, admission, over_call_limit, refusal_of
+from agentguard.core.estimate import Estimator
+from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused
+from agentguard.core.pricing import bound_nanos
+from agentguard.core.rights import Rights
+from agentguard.errors import (
+    AgentIsolated,
+    BudgetExceeded,
+    Denied,
+    EgressDenied,
+    KeyDenied,
+    ModelDenied,
+    PolicyError,
+    Problem,
+    RateLimited,
+    StoreUnavailable,
+    ToolDenied,
+)
+from agentguard.events import (
+    BudgetThresholdCrossed,
+    CallAdmitted,
+    CallDenied,
+    CallSettled,
+    EstimateBreached,
+    PolicyLoaded,
+    SubjectIsolated,
+    ToolProposed,
+)
+from agentguard.policy.model import Mode, OnStoreDown, Unit
+from agentguard.stores.base import Granted, Reserve
+from agentguard.waiting import Changes
+from agentguard.worker import Worker
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from agentguard.core.call import Call, Target
+    from agentguard.core.caller import Caller
+    from agentguard.core.engine import Ask, Outcome, Reply
+    from agentguard.core.limits import LimitRow
+    from agentguard.core.pricing import PriceSource
+    from agentguard.events import Event, Observer, SpanObserver
+    from agentguard.policy.model import AgentPolicy, Policy
+    from agentguard.stores.base import Balance, Isolation, Store
+
+
+class Clock(Protocol):
+    """Time, passed in."""
+
+    def time(self) -> float:
+        """Unix time in seconds, UTC."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+
+SYSTEM_CLOCK: Clock = time  # type: ignore[assignment]  # the module is a Clock
+
+_SCOPED: contextvars.ContextVar[tuple[Guard, ...]] = contextvars.ContextVar("agentguard_guards", default=())
+
+_DENIALS: dict[Reason, type[Denied]] = {
+    Reason.EGRESS: EgressDenied,
+    Reason.TOOL: ToolDenied,
+    Reason.MODEL: ModelDenied,
+    Reason.KEY: KeyDenied,
+    Reason.BUDGET: BudgetExceeded,
+    Reason.RATE: RateLimited,
+    Reason.ISOLATED: AgentIsolated,
+    Reason.STORE: BudgetExceeded,
+}
+
+_WAIT_SLICE_SECONDS = 0.05
+_SWEEP_SECONDS = 1.0
+_RENEW_SECONDS = 60.0
+_COLLECT_SECONDS = 1.0
+_MAX_REGISTERED = 8192
+
+
+def scoped_guard() -> Guard | None:
+    """The guard of the innermost `with guard:` block of this context."""
+    scoped = _SCOPED.get()
+    return scoped[-1] if scoped else None
+
+
+class Guard:
+    """Admits calls under a policy.
+
+    Args:
+        policy: What may be done.
+        store: Where counters live. None: in memory, for this guard alone.
+        observers: Who is told of events.
+        clock: Time.
+        agent: The agent of callers that have entered none. None: the only one of the policy, if it has only one.
+        prices: The price list. None: the one that is bundled, loaded when a price is first needed.
+
+    Raises:
+        PolicyError: The policy enforces and names no agent, or `agent` is not one of its.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts of a guard
+        self,
+        policy: Policy,
+        *,
+        store: Store | None = None,
+        observers: Iterable[Observer] = (),
+        clock: Clock = SYSTEM_CLOCK,
+        agent: str | None = None,
+        prices: PriceSource | None = None,
+    ) -> None:
+        if store is None:
+            from agentguard.stores.memory import MemoryStore  # noqa: PLC0415 - only when it is wanted
+
+            store = MemoryStore(clock)
+        if prices is None:
+            from agentguard.prices import BundledPrices  # noqa: PLC0415 - only when it is wanted
+
+            prices = BundledPrices()
+        self.store = store
+        self.clock = clock
+        self.prices = prices
+        self.estimator = Estimator()
+        self._agent = agent
+        self._unnamed_session = f"process-{os.getpid()}-{os.urandom(4).hex()}"
+        self.ids = _ids()
+        self.changes = Changes(store)
+        self._open: dict[str, Admission] = {}
+        self._ended: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
+        self._collected = self._swept = self._renewed = -float("inf")
+        self._is_closed = False
+        self._chores: list[Callable[[], None]] = []
+        self._worker = Worker(self._tick)
+        self.spans: SpanObserver | None = None
+        self.observe(*observers)
+        self.adopt(policy)
+        self.refresh_isolations()
+        ref = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: (guard := ref()) and guard._forked())  # noqa: SLF001 - its own
+
+    # --- the policy -------------------------------------------------------------------------------------------------
+
+    def adopt(self, policy: Policy, digest: str = "") -> None:
+        """Put a policy in force, at once and for every later call. Counters keep what they have counted.
+
+        Raises:
+            PolicyError: As for the constructor; the old policy stays.
+        """
+        if policy.mode is Mode.ENFORCE and not policy.agents:
+            raise PolicyError(policy.path or "policy", [Problem(policy.path or "policy", 0, 0, "agents", "an enforcing policy names at least one agent")])
+        if self._agent is not None and policy.agents and policy.agent(self._agent) is None:
+            named = ", ".join(repr(agent.name) for agent in policy.agents)
+            raise PolicyError(policy.path or "policy", [Problem(policy.path or "policy", 0, 0, "agents", f"agent {self._agent!r} is not among {named}")])
+        self._in_force = _InForce(policy, self._agent, self._unnamed_session)
+        self.tell(PolicyLoaded(self.clock.time(), policy.path, digest, policy.mode, tuple(agent.name for agent in policy.agents)))
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self._in_force.policy
+
+    @property
+    def home_agent(self) -> str | None:
+        """The agent of callers that have entered none; None when the policy names several and none was chosen."""
+        home = self._in_force.home
+        return home[0] if home else None
+
+    def rights(self, caller: Caller) -> Rights:
+        """What a caller may do: what all of its agents may. Without an agent that the policy names: what every agent may."""
+        return self._in_force.rights(caller.agents)
+
+    def identified(self, caller: Caller) -> Caller:
+        """The caller, as the process's own agent when it has entered none."""
+        home = self._in_force.home
+        return caller if caller.agents or not home else caller._replace(agents=home)
+
+    # --- asking -----------------------------------------------------------------------------------------------------
+
+    def check(self, call: Call, caller: Caller | None = None) -> Decision:
+        """What would be decided now. Reserves nothing and waits for nothing, so the answer may be stale at once.
+
+        Args:
+            call: The call.
+            caller: Who would make it; None: whoever asks.
+        """
+        who = self.identified(CALLER.get() if caller is None else caller)
+        flow = admission(call, who, self.rights(who), self.estimator, self.prices, self.isolated)
+        reply: Reply = None
+        while True:
+            try:
+                ask = flow.send(reply)
+            except StopIteration as end:
+                return cast("Decision", end.value.decision)
+            match ask:
+                case ReadRows():
+                    reply = self._lefts(ask.rows)
+                case ReserveRows():
+                    reply = self._would_refuse(ask)
+                case AwaitChange():
+                    reply = False
+
+    def _would_refuse(self, ask: ReserveRows) -> Refused | None:
+        charged = {charge.row: charge.amount for charge in ask.charges}
+        rows = [row for row in ask.rows if row.key in charged]
+        for row, left in zip(rows, self._lefts(rows), strict=True):
+            amount = charged[row.key]
+            if amount > left.at_least:
+                limit = row.limit.amount
+                kind = RefusalKind.EXHAUSTED if amount > left.at_most else RefusalKind.CONTENDED
+                return Refused(kind, row.key, limit, limit - left.at_most, left.at_most - left.at_least, amount)
+        return None
+
+    # --- admitting --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def admit(self, call: Call) -> Iterator[Admission]:
+        """Admit a call for the duration of a block, and settle it at the end (`Admission.settle` says what it used).
+
+        Raises:
+            Denied: The call may not be made; nothing was taken.
+            StoreUnavailable: The store gave no answer in time, and a limit of the call is `on_store_down: closed`.
+        """
+        admitted = self.begin(call)
+        with admitted:
+            token = CURRENT.set(admitted)
+            try:
+                yield admitted
+            finally:
+                CURRENT.reset(token)
+
+    @asynccontextmanager
+    async def aadmit(self, call: Call) -> AsyncIterator[Admission]:
+        """Like `admit`, without blocking the event loop."""
+        admitted = await self.abegin(call)
+        with admitted:
+            token = CURRENT.set(admitted)
+            try:
+                yield admitted
+            finally:
+                CURRENT.reset(token)
+
+    def begin(self, call: Call) -> Admission:
+        """Admit a call whose end the caller will tell: `Admission.settle`. Raises as `admit` does."""
+        asking = _Asking(self, call, Owner(threading.get_ident(), None))
+        try:
+            while True:
+                ask = asking.next()
+                match ask:
+                    case ReserveRows():
+                        asking.reply = self._reserve(asking.request(ask), ask)
+                    case ReadRows():
+                        asking.reply = self._lefts(ask.rows)
+                    case AwaitChange():
+                        asking.reply = asking.wait(ask.refused)
+                    case None:
+                        return self._admitted(asking)
+        finally:
+            asking.close()
+
+    async def abegin(self, call: Call) -> Admission:
+        """Like `begin`, without blocking the event loop."""
+        import asyncio  # noqa: PLC0415 - whoever awaits has it loaded
+
+        asking = _Asking(self, call, Owner(threading.get_ident(), asyncio.current_task()))
+        try:
+            while True:
+                ask = asking.next()
+                match ask:
+                    case ReserveRows():
+                        asking.reply = await self._areserve(asking.request(ask), ask)
+                    case ReadRows():
+                        asking.reply = self._lefts(ask.rows)
+                    case AwaitChange():
+                        asking.reply = await asking.await_change(ask.refused)
+                    case None:
+                        return self._admitted(asking)
+        finally:
+            asking.close()
+
+    def _admitted(self, asked: _Asking) -> Admission:
+        call, caller, outcome = asked.call, asked.caller, asked.outcome
+        if not outcome.decision.allowed:
+            self._refuse(asked.id, call, caller, outcome.decision)
+        admitted = Admission(self, asked.id, call, caller, asked.rights, outcome, asked.owner)
+        self._open[asked.id] = admitted
+        self._worker.start()
+        estimate = outcome.estimate
+        if not isinstance(call, ToolCall):
+            if self.spans is not None and isinstance(call, LLMCall):
+                admitted.span = self.spans.begin("call", call.name, call, caller)
+            self.tell(CallAdmitted(admitted.started, asked.id, call, caller, estimate.input_tokens + (estimate.output_tokens or 0), estimate.nanos))
+        return admitted
+
+    def _refuse(self, id: str, call: Call, caller: Caller, decision: Decision) -> None:
+        """Raise the denial; in report mode, record it and let the call go."""
+        enforced = self.policy.mode is Mode.ENFORCE
+        self.tell(CallDenied(self.clock.time(), id, call, caller, decision, enforced, None if self.spans is None else self.spans.around()))
+        if enforced:
+            raise denial(decision, call)
+
+    def refuses_hop(self, admitted: Admission, target: Target) -> Decision | None:
+        """Judge one hop of an admitted call. A refusal is told; None when it may go, as always in report mode."""
+        refusal = admitted.rights.refuses_target(target, admitted.caller, is_llm=isinstance(admitted.call, LLMCall))
+        if refusal is None:
+            return None
+        enforced = self.policy.mode is Mode.ENFORCE
+        self.tell_denied(admitted, refusal, enforced=enforced)
+        return refusal if enforced else None
+
+    # --- the store --------------------------------------------------------------------------------------------------
+
+    def _reserve(self, request: Reserve, ask: ReserveRows) -> Refused | None:
+        self.settle_ended()
+        try:
+            self._register(ask.rows)
+            answer = self.store.reserve(request)
+            if isinstance(answer, Refused) and answer.kind is RefusalKind.UNREGISTERED and not answer.row.startswith("budget:"):
+                self.store.register(ask.rows)
+                answer = self.store.reserve(request)
+        except StoreUnavailable:
+            if not _may_go_uncounted(ask):
+                raise
+            return None
+        return self._granted(answer)
+
+    async def _areserve(self, request: Reserve, ask: ReserveRows) -> Refused | None:
+        """Decide inline while the store is free; wait for another process in a thread."""
+        if not self.store.may_block:
+            return self._reserve(request, ask)
+        self.settle_ended()
+        try:
+            self._register(ask.rows)
+            answer = self.store.try_reserve(request)
+        except StoreUnavailable:
+            answer = None
+        if answer is not None and not (isinstance(answer, Refused) and answer.kind is RefusalKind.UNREGISTERED):
+            return self._granted(answer)
+        import asyncio  # noqa: PLC0415 - whoever awaits has it loaded
+
+        reserving = asyncio.get_running_loop().run_in_executor(None, self._reserve, request, ask)
+        try:
+            return await asyncio.shield(reserving)
+        except asyncio.CancelledError:
+            # The thread may yet be granted what nobody waits for any more.
+            reserving.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result() or self.store.settle(request.id, _NOTHING))
+            raise
+
+    def _granted(self, answer: Granted | Refused) -> Refused | None:
+        if isinstance(answer, Refused):
+            return answer
+        for crossed in answer.crossed:
+            self.tell(BudgetThresholdCrossed(self.clock.time(), crossed))
+        return answer.refused
+
+    def _register(self, rows: tuple[LimitRow, ...]) -> None:
+        registered = self._in_force.registered
+        if id(rows) in registered:
+            return
+        if len(registered) >= _MAX_REGISTERED:
+            registered.clear()
+        self.store.register(row for row in rows if not row.subject.startswith("budget:"))
+        registered[id(rows)] = rows
+
+    def _lefts(self, rows: Sequence[LimitRow]) -> Sequence[Left]:
+        self._register(tuple(rows))
+        self.settle_ended()
+        balances = {balance.row: balance for balance in self.store.read([row.key for row in rows])}
+        return [_left(row, balances.get(row.key)) for row in rows]
+
+    def held_by(self, owner: Owner, row: str) -> int:
+        """What the open calls of one thread or task hold of a row."""
+        mine = [admitted for admitted in list(self._open.values()) if _is_same(admitted.owner, owner)]
+        return sum(charge.amount for admitted in mine for charge in admitted.outcome.charges if charge.row == row)
+
+    def collect_garbage(self) -> None:
+        """Free streams that a bare `break` has left: the SDK's stream and its generator are a cycle, which only the collector ends."""
+        now = self.clock.monotonic()
+        if now - self._collected >= _COLLECT_SECONDS and any(other.is_streaming for other in list(self._open.values())):
+            self._collected = now
+            gc.collect()
+
+    # --- the end of a call ------------------------------------------------------------------------------------------
+
+    def settle(self, admitted: Admission, ending: Ending) -> None:
+        """Charge a call that has ended, tell observers, and learn from what the provider reported."""
+        self._open.pop(admitted.id, None)
+        usage = admitted.used(ending)
+        settled = self.store.settle(admitted.id, admitted.amounts(usage))
+        now = self.clock.time()
+        for crossed in settled.crossed:
+            self.tell(BudgetThresholdCrossed(now, crossed))
+        call, estimate = admitted.call, admitted.estimate
+        if isinstance(call, ToolCall):
+            return
+        reserved = estimate.input_tokens + admitted.reserved_output
+        if isinstance(call, LLMCall) and not usage.estimated:
+            self.estimator.learn(call, usage, admitted.output_bytes)
+            if usage.total_tokens > reserved and estimate.output_tokens is not None:
+                self.tell(EstimateBreached(now, admitted.id, call, admitted.caller, reserved, usage.total_tokens))
+        self.tell(
+            CallSettled(
+                now,
+                admitted.id,
+                call,
+                admitted.caller,
+                admitted.started,
+                usage,
+                admitted.cost(usage),
+                ending.outcome,
+                ending.error,
+                admitted.answer,
+                tuple(admitted.attempts),
+                admitted.first_chunk_at,
+                reserved,
+                admitted.written_bound,
+                ending.decision,
+                admitted.span,
+            )
+        )
+
+    def settle_later(self, admitted: Admission, ending: Ending) -> None:
+        """Queue an ending. Safe in a finalizer: `SimpleQueue.put` is reentrant, and nothing here takes a lock."""
+        self._ended.put((admitted, ending))
+        self._worker.wake()
+
+    def settle_ended(self) -> None:
+        """Charge the calls whose endings are queued."""
+        while not self._ended.empty():
+            try:
+                admitted, ending = self._ended.get_nowait()
+            except queue.Empty:
+                return
+            self.settle(admitted, ending)
+
+    def extend(self, admitted: Admission, *, input_tokens: int = 0, output_tokens: int = 0) -> Decision | None:
+        """Hold more tokens for an open call: as many as are left, so that nothing strands.
+
+        Returns:
+            None when at least one token was granted (`Admission.reserved_output` has grown by what was); otherwise the
+            refusal, and nothing was taken. In report mode everything is granted.
+        """
+        estimate = admitted.estimate
+        tokens = input_tokens + output_tokens
+        nanos = bound_nanos(estimate.price, input_tokens, output_tokens) if estimate.price else 0
+        by_unit = {Unit.TOKENS: tokens, Unit.USD: nanos}
+        charges = tuple(Charge(row.key, amount) for row in admitted.rows if (amount := by_unit.get(row.limit.unit, 0)))
+        granted = output_tokens
+        refusal = self._over_call_limits(admitted, 1 if output_tokens else 0)
+        if refusal is None and charges:
+            answer = self.store.extend(admitted.id, charges)
+            if isinstance(answer, Refused):
+                refusal = refusal_of(answer, admitted.call, admitted.caller, admitted.rows)
+            elif answer.charges:
+                granted = max(output_tokens * answer.charges[0].amount // charges[0].amount, 1)
+        if refusal is not None and self.policy.mode is Mode.ENFORCE:
+            return refusal
+        admitted.reserved_output += granted if output_tokens else 0
+        return None
+
+    def _over_call_limits(self, admitted: Admission, more_output: int) -> Decision | None:
+        estimate = admitted.estimate
+        output = admitted.reserved_output + more_output
+        nanos = bound_nanos(estimate.price, estimate.input_tokens, output) if estimate.price else 0
+        for limit in admitted.rights.call_limits:
+            if decision := over_call_limit(limit, estimate.input_tokens + output, nanos, admitted.call, admitted.caller):
+                return decision
+        return None
+
+    def tell_denied(self, admitted: Admission, decision: Decision, *, enforced: bool = True) -> None:
+        """Tell observers that an admitted call was refused further on: a hop of it, or the rest of its stream."""
+        self.tell(CallDenied(self.clock.time(), admitted.id, admitted.call, admitted.caller, decision, enforced, admitted.span))
+
+    def propose(self, admitted: Admission, tools: Iterable[str]) -> Decision | None:
+        """Judge tools that a model proposed. Each forbidden one is told; a refusal is returned when the policy refuses proposals."""
+        refusal = None
+        for tool in tools:
+            decision = admitted.rights.refuses(ToolCall(tool), admitted.caller)
+            if decision is None:
+                continue
+            self.tell(ToolProposed(self.clock.time(), admitted.id, admitted.call, admitted.caller, tool, decision))
+            if self.policy.mode is Mode.ENFORCE and any(agent.tools.proposed == "deny" for agent in admitted.rights.agents):
+                refusal = refusal or decision
+        return refusal
+
+    # --- isolation and the ledger -----------------------------------------------------------------------------------
+
+    def isolate(self, subject: str, *, by: str, why: str) -> None:
+        """Stop a subject (`agent:NAME`, `session:ID`, `user:ID`, `fleet`): its calls are refused, its streams are cut."""
+        self._set_isolation(subject, on=True, by=by, why=why)
+
+    def restore(self, subject: str, *, by: str, why: str = "") -> None:
+        """Let an isolated subject go on."""
+        self._set_isolation(subject, on=False, by=by, why=why)
+
+    def _set_isolation(self, subject: str, *, on: bool, by: str, why: str) -> None:
+        epoch = self.store.isolate(subject, on=on, by=by, why=why)
+        self.refresh_isolations()
+        self.tell(SubjectIsolated(self.clock.time(), subject, on, by, why, epoch))
+
+    def refresh_isolations(self) -> None:
+        """Read who is isolated, and cut the open calls of those who are."""
+        self.isolated: dict[str, Isolation] = {isolation.subject: isolation for isolation in self.store.isolations()}
+        for admitted in list(self._open.values()):
+            subjects = admitted.rights.subjects(admitted.caller) if self.isolated else ()
+            isolated = next((subject for subject in subjects if subject in self.isolated), None)
+            admitted.is_cut = None if isolated is None else refusal_of(Refused(RefusalKind.ISOLATED, isolated), admitted.call, admitted.caller, ())
+
+    def usage(self, subject: str | None = None) -> Sequence[tuple[LimitRow, Balance]]:
+        """The ledger: every limit with its balance, or those of one subject."""
+        self.settle_ended()
+        return [(row, balance) for row, balance in self.store.rows() if subject is None or row.subject == subject or row.subject.endswith(f"@{subject}")]
+
+    # --- observers and life -----------------------------------------------------------------------------------------
+
+    def observe(self, *observers: Observer) -> None:
+        """Add observers. One that has `begin` and `current` is there when calls start; there is one such at most."""
+        for observer in observers:
+            self._worker.add(observer)
+            if hasattr(observer, "begin"):
+                self.spans = cast("SpanObserver", observer)
+
+    def chore(self, fn: Callable[[], None]) -> None:
+        """Have something done about every second, on the worker."""
+        self._chores.append(fn)
+        self._worker.start()
+
+    def tell(self, event: Event) -> None:
+        """Tell observers, off the call path."""
+        self._worker.tell(event)
+
+    def flush(self, seconds: float = 2.0) -> bool:
+        """Settle what has ended and tell what is queued. False when time ran out."""
+        self.settle_ended()
+        return self._worker.flush(seconds)
+
+    def _tick(self) -> None:
+        self.settle_ended()
+        now = self.clock.monotonic()
+        if now - self._swept >= _SWEEP_SECONDS:
+            self._swept = now
+            self.store.sweep()
+            self.refresh_isolations()
+            for chore in self._chores:
+                chore()
+        if now - self._renewed >= _RENEW_SECONDS:
+            self._renewed = now
+            self.store.renew()
+
+    def _forked(self) -> None:
+        self._open.clear()
+        self._ended = queue.SimpleQueue()
+        self.changes = Changes(self.store)
+        self.ids = _ids()
+
+    def close(self) -> None:
+        """Settle what has ended, tell what is queued, and free the store."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.settle_ended()
+        self._worker.close()
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        _SCOPED.set((*_SCOPED.get(), self))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        _SCOPED.set(_SCOPED.get()[:-1])
+
+
+class _Asking:
+    """One call on its way through admission: the engine's generator, what it is answered, and how long it may wait."""
+
+    def __init__(self, guard: Guard, call: Call, owner: Owner) -> None:
+        self.call = call
+        self.owner = owner
+        self.caller = guard.identified(CALLER.get())
+        self.rights = guard.rights(self.caller)
+        self.id = next(guard.ids)
+        self.reply: Reply = None
+        self.outcome: Outcome
+        self._guard = guard
+        self._flow = admission(call, self.caller, self.rights, guard.estimator, guard.prices, guard.isolated)
+        self._watch: AbstractContextManager[None] | None = None
+        self._deadline = 0.0
+        self._seen = 0
+
+    def next(self) -> Ask | None:
+        """What the engine asks next; None when it has decided, and `outcome` stands."""
+        try:
+            return self._flow.send(self.reply)
+        except StopIteration as end:
+            self.outcome = end.value
+            return None
+
+    def request(self, ask: ReserveRows) -> Reserve:
+        """The engine's question, as the store takes it."""
+        return Reserve(self.id, ask.charges, self.rights.subjects(self.caller), self._guard.policy.mode is Mode.REPORT)
+
+    def wait(self, refused: Refused) -> bool:
+        """Block until the store has changed. False when that is of no use, or has taken too long."""
+        seconds = self._patience(refused)
+        if seconds > 0:
+            self._guard.changes.wait(self._seen, min(seconds, _WAIT_SLICE_SECONDS))
+        return self._try_again(seconds)
+
+    async def await_change(self, refused: Refused) -> bool:
+        """Like `wait`, without blocking the event loop."""
+        seconds = self._patience(refused)
+        if seconds > 0:
+            await self._guard.changes.await_change(self._seen, min(seconds, _WAIT_SLICE_SECONDS))
+        return self._try_again(seconds)
+
+    def _patience(self, refused: Refused) -> float:
+        """Seconds that are left to wait; 0 to try again at once, since only now the store is watched; negative to give up."""
+        guard = self._guard
+        if guard.policy.mode is Mode.REPORT:
+            return -1.0
+        if refused.spent + guard.held_by(self.owner, refused.row) + refused.requested > refused.amount:
+            return -1.0  # what this very thread or task holds cannot be given back while it waits
+        if self._watch is not None:
+            return (self._deadline - guard.clock.monotonic()) or -1.0
+        self._deadline = guard.clock.monotonic() + guard.policy.limits.contention_wait_seconds
+        guard.collect_garbage()
+        self._watch = guard.changes.watched()
+        self._watch.__enter__()
+        return 0.0
+
+    def _try_again(self, seconds: float) -> bool:
+        self._seen = self._guard.changes.version
+        return seconds >= 0
+
+    def close(self) -> None:
+        """Stop watching the store, and the engine."""
+        self._flow.close()
+        if self._watch is not None:
+            self._watch.__exit__(None, None, None)
+
+
+class _InForce:
+    """A policy with everything compiled from it. Replaced as a whole, so that no call sees half of two policies."""
+
+    def __init__(self, policy: Policy, agent: str | None, unnamed_session: str) -> None:
+        self.policy = policy
+        only = policy.agents[0].name if len(policy.agents) == 1 else None
+        self.home = (agent,) if agent else (only,) if only else ()
+        self.registered: dict[int, tuple[LimitRow, ...]] = {}
+        self._unnamed_session = unnamed_session
+        self._rights: dict[tuple[str, ...], Rights] = {}
+
+    def rights(self, names: tuple[str, ...]) -> Rights:
+        rights = self._rights.get(names)
+        if rights is None:
+            agents = self._named(names) or self._named(self.home) or self.policy.agents
+            rights = self._rights[names] = Rights(self.policy, agents, self._unnamed_session)
+        return rights
+
+    def _named(self, names: tuple[str, ...]) -> list[AgentPolicy]:
+        return [agent for name in dict.fromkeys(names) if (agent := self.policy.agent(name))]
+
+
+def denial(decision: Decision, call: Call | None, bases: tuple[type, ...] = ()) -> Denied:
+    """The exception of a decision, with further bases mixed in when it has to pass through an SDK."""
+    kind = _DENIALS[decision.reason or Reason.STORE]
+    if bases:
+        kind = type(kind.__name__, (kind, *bases), {"__module__": kind.__module__, "__init__": kind.__init__, "__reduce__": kind.__reduce__})
+    return kind(decision, call)
+
+
+_NOTHING = Amounts()
+
+
+def _ids() -> Iterator[str]:
+    """Names for calls: unique over the processes of a fleet, cheap to make."""
+    process = os.urandom(6).hex()
+    return (f"{process}-{number}" for number in itertools.count(1))
+
+
+def _may_go_uncounted(ask: ReserveRows) -> bool:
+    """Whether every limit of a call says `on_store_down: open`."""
+    charged = {charge.row for charge in ask.charges}
+    return all(row.limit.on_store_down is OnStoreDown.OPEN for row in ask.rows if row.key in charged)
+
+
+def _left(row: LimitRow, balance: Balance | None) -> Left:
+    if balance is None:
+        return Left(0, 0) if row.subject.startswith("budget:") else Left(row.limit.amount, row.limit.amount)
+    return Left(balance.amount - balance.spent - balance.held, balance.amount - balance.spent)
+
+
+def _is_same(other: Owner, mine: Owner) -> bool:
+    """A task waits for itself in vain; a thread for everything that runs on it, its event loop's tasks included."""
+    return other.task is mine.task if mine.task is not None else other.thread == mine.thread

@@ -1,0 +1,1 @@
+"""One thin module per library: where its seams are, how a call looks, where usage is found."""

@@ -1,0 +1,60 @@
+"""Undoing content encodings, a chunk at a time: a meter has to read what the caller will read."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def decoder(encoding: str) -> Callable[[bytes], bytes] | None:
+    """What undoes a `content-encoding`; None for plain data.
+
+    An encoding that this process cannot undo (its library is not loaded) is passed on as it is: what was
+    delivered cannot be counted then, and the reservation is charged.
+    """
+    undo: list[Callable[[bytes], bytes]] = []
+    for name in reversed([part.strip().lower() for part in encoding.split(",")]):
+        match name:
+            case "gzip" | "x-gzip":
+                undo.append(zlib.decompressobj(16 + zlib.MAX_WBITS).decompress)
+            case "deflate":
+                undo.append(_inflate())
+            case "br" if (brotli := sys.modules.get("brotli") or sys.modules.get("brotlicffi")):
+                one = brotli.Decompressor()
+                undo.append(getattr(one, "decompress", None) or one.process)
+            case "zstd" if zstandard := sys.modules.get("zstandard"):
+                undo.append(zstandard.ZstdDecompressor().decompressobj().decompress)
+            case _:
+                pass
+    if not undo:
+        return None
+    if len(undo) == 1:
+        return undo[0]
+
+    def undo_all(chunk: bytes) -> bytes:
+        for one in undo:
+            chunk = one(chunk)
+        return chunk
+
+    return undo_all
+
+
+def _inflate() -> Callable[[bytes], bytes]:
+    """Deflate comes with and without its zlib header; the first chunk tells."""
+    plain: zlib._Decompress | None = None
+
+    def inflate(chunk: bytes) -> bytes:
+        nonlocal plain
+        if plain is None:
+            try:
+                plain = zlib.decompressobj()
+                return plain.decompress(chunk)
+            except zlib.error:
+                plain = zlib.decompressobj(-zlib.MAX_WBITS)
+        return plain.decompress(chunk)
+
+    return inflate

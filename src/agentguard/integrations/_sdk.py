@@ -1,0 +1,177 @@
+"""The SDKs that share a generator, and so a shape: one `request` per logical call, outside of the retry loop.
+
+All methods of a client pass `{Sync,Async}APIClient.request`: create, parse, stream helpers, raw and streaming
+responses, beta resources, `client.post`. Retries happen inside, so three attempts are one call.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from agentguard.admission import CURRENT
+from agentguard.core.call import HTTPCall, Target
+from agentguard.errors import Denied
+from agentguard.integrations._calls import InProgress, Reading, is_own_traffic, read_body, rewritten
+from agentguard.integrations._seam import Hook, Integration, Seam
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentguard.admission import Admission
+    from agentguard.guard import Guard
+    from agentguard.integrations._seam import Resolve, Wrapper
+
+    Prepare = Callable[[Any], None]
+
+_MAX_CAUSES = 10
+
+
+class _Paths(dict[str, Target]):
+    """The targets of one client's paths, for the base URL that it had."""
+
+    base: Any = None
+
+
+_targets: WeakKeyDictionary[Any, _Paths] = WeakKeyDictionary()
+
+
+def _target(client: Any, path: str) -> Target:
+    known = _targets.get(client)
+    if known is None or known.base is not client._base_url:  # noqa: SLF001 - what `base_url` returns
+        known = _targets[client] = _Paths()
+        known.base = client._base_url  # noqa: SLF001 - as above
+    target = known.get(path)
+    if target is None:
+        target = known[path] = Target.of(str(client._prepare_url(path)))  # noqa: SLF001 - joins as the SDK does
+    return target
+
+
+def _read(client: Any, options: Any) -> Reading:
+    target = _target(client, options.url)
+    body = options.json_data
+    extra = getattr(options, "extra_json", None)
+    if isinstance(body, Mapping) or (body is None and extra):
+        merged = {**(body or {}), **extra} if extra else body
+        if reading := read_body(target, merged):
+            return reading
+    return Reading(HTTPCall(options.method.upper(), target))
+
+
+def _with_body(options: Any, body: dict[str, Any] | None) -> Any:
+    if body is None:
+        return options
+    changed = copy.copy(options)
+    changed.json_data = body
+    if getattr(changed, "extra_json", None):
+        changed.extra_json = None  # it has been merged
+    return changed
+
+
+def _is_seen(guard: Guard, options: Any) -> bool:
+    """Whether a seam above us has this very call: a second seam on it passes it through."""
+    current = CURRENT.get()
+    return current is not None and current.guard is guard and current.origin is options
+
+
+def _denial_in(error: BaseException) -> Denied | None:
+    """The denial that an SDK may have wrapped in an exception of its own."""
+    cause: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if cause is None or isinstance(cause, Denied):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _reraise(error: Exception) -> None:
+    denied = _denial_in(error)
+    if denied is not None and denied is not error:
+        raise denied from None
+
+
+def _begun(admitted: Admission, reading: Reading, options: Any) -> Any:
+    changed = _with_body(options, rewritten(admitted, reading))
+    admitted.origin = changed
+    return changed
+
+
+def _request(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Resolve], Wrapper]:
+    def wrap(resolve: Resolve) -> Wrapper:
+        def request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            guard = resolve()
+            options = args[1] if len(args) > 1 else kwargs["options"]
+            if guard is None or is_own_traffic() or _is_seen(guard, options):
+                return wrapped(*args, **kwargs)
+            prepare(client)
+            verify(type(client._client).__module__)  # noqa: SLF001 - the HTTP client below us
+            reading = _read(client, options)
+            admitted = guard.begin(reading.call)
+            try:
+                with InProgress(admitted):
+                    args, kwargs = _with_options(_begun(admitted, reading, options), args, kwargs)
+                    response = wrapped(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - raised on, as the denial that it may wrap
+                _reraise(error)
+                raise
+            if not admitted.is_streaming:
+                admitted.settle()
+            return response
+
+        return request
+
+    return wrap
+
+
+def _arequest(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Resolve], Wrapper]:
+    def wrap(resolve: Resolve) -> Wrapper:
+        async def request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            guard = resolve()
+            options = args[1] if len(args) > 1 else kwargs["options"]
+            if guard is None or is_own_traffic() or _is_seen(guard, options):
+                return await wrapped(*args, **kwargs)
+            prepare(client)
+            verify(type(client._client).__module__)  # noqa: SLF001 - the HTTP client below us
+            reading = _read(client, options)
+            admitted = await guard.abegin(reading.call)
+            try:
+                with InProgress(admitted):
+                    args, kwargs = _with_options(_begun(admitted, reading, options), args, kwargs)
+                    response = await wrapped(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - raised on, as the denial that it may wrap
+                _reraise(error)
+                raise
+            if not admitted.is_streaming:
+                admitted.finish()
+            return response
+
+        return request
+
+    return wrap
+
+
+def _with_options(options: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((args[0], options, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "options": options})
+
+
+def sdk_integration(library: str, prepare: Prepare, verify: Callable[[str], None]) -> Integration:
+    """The integration of one SDK.
+
+    Args:
+        library: Its distribution and its package.
+        prepare: Called with the client before each call.
+        verify: Called with the name of the HTTP client's module: sees that the seams below stand.
+    """
+
+    def seam(path: str) -> Seam:
+        return Seam(f"{library}._base_client", path, ("cast_to", "options"))
+
+    return Integration(
+        library,
+        (
+            Hook(seam("SyncAPIClient.request"), _request(prepare, verify)),
+            Hook(seam("AsyncAPIClient.request"), _arequest(prepare, verify)),
+        ),
+    )

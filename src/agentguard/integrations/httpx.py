@@ -1,0 +1,371 @@
+"""httpx and httpx2: two libraries of one shape, so one class for both.
+
+`send` is one logical call, redirects and authentication round trips included; `_send_single_request` is one hop.
+Both stand on the classes, so they also hold for clients that were built earlier, for custom and mock transports, and
+for subclasses. `GuardTransport` and `AsyncGuardTransport` do the same for one client, without patching.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from typing import TYPE_CHECKING, Any, Self
+
+from agentguard.core.call import Target
+from agentguard.integrations._calls import (
+    Hop,
+    InProgress,
+    Reading,
+    begin_or_none,
+    is_event_stream,
+    is_own_traffic,
+    judge,
+    meter_for,
+    read_answer,
+    read_request,
+    rewritten,
+)
+from agentguard.integrations._decoding import decoder
+from agentguard.integrations._seam import Hook, Integration, Seam
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from types import ModuleType
+
+    from agentguard.admission import Admission
+    from agentguard.guard import Guard
+    from agentguard.integrations._seam import Resolve, Wrapper
+    from agentguard.metering import Meter
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def target_of(request: Any) -> Target:
+    """Where a request goes: the host of the URL object that the transport will connect to."""
+    url = request.url
+    scheme = url.scheme
+    return Target(scheme, url.host, url.port or _DEFAULT_PORTS.get(scheme, 0), url.path)
+
+
+def others_touched(client: Any, request: Any, target: Target) -> Iterator[Target]:
+    """What else a hop touches: its proxy, and a host that its Host header or SNI names instead of the URL's."""
+    named = request.headers.get("host", "")
+    host = named[1 : named.index("]")] if named.startswith("[") and "]" in named else named.partition(":")[0]
+    if host and host.lower() != target.host.lower():
+        yield target._replace(host=host)
+    sni = request.extensions.get("sni_hostname")
+    if isinstance(sni, str) and sni and sni.lower() != target.host.lower():
+        yield target._replace(host=sni)
+    if client is not None and client._mounts:  # noqa: SLF001 - where both libraries keep proxies
+        pool = getattr(client._transport_for_url(request.url), "_pool", None)  # noqa: SLF001 - as above
+        proxy = getattr(pool, "_proxy_url", None)
+        if proxy is not None:
+            scheme = proxy.scheme.decode()
+            yield Target(scheme, proxy.host.decode(), proxy.port or _DEFAULT_PORTS.get(scheme, 1080), "/")
+
+
+def _send(resolve: Resolve) -> Wrapper:
+    def send(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        guard = resolve()
+        if guard is None or is_own_traffic():
+            return wrapped(*args, **kwargs)
+        request, streams = args[0] if args else kwargs["request"], kwargs.get("stream", False)
+        admitted = begin_or_none(guard)
+        if admitted is not None:
+            return finished(admitted, _taking(admitted, wrapped, args, kwargs), streams)
+        reading = read_request(request.method, target_of(request), request.read)
+        admitted = guard.begin(reading.call)
+        with InProgress(admitted):
+            args, kwargs = _with_request(_changed(admitted, reading, request), args, kwargs)
+            response = finished(admitted, _taking(admitted, wrapped, args, kwargs), streams)
+        if not admitted.is_streaming:
+            admitted.settle()
+        return response
+
+    return send
+
+
+def _asend(resolve: Resolve) -> Wrapper:
+    async def send(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        guard = resolve()
+        if guard is None or is_own_traffic():
+            return await wrapped(*args, **kwargs)
+        request, streams = args[0] if args else kwargs["request"], kwargs.get("stream", False)
+        admitted = begin_or_none(guard)
+        if admitted is not None:
+            return finished(admitted, await _taking(admitted, wrapped, args, kwargs), streams)
+        body = await request.aread() if request.method == "POST" else b""
+        reading = read_request(request.method, target_of(request), lambda: body)
+        admitted = await guard.abegin(reading.call)
+        with InProgress(admitted):
+            args, kwargs = _with_request(_changed(admitted, reading, request), args, kwargs)
+            response = finished(admitted, await _taking(admitted, wrapped, args, kwargs), streams)
+        if not admitted.is_streaming:
+            admitted.finish()
+        return response
+
+    return send
+
+
+def _send_single(resolve: Resolve) -> Wrapper:
+    def send_single(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        guard = resolve()
+        if guard is None or is_own_traffic():
+            return wrapped(*args, **kwargs)
+        request = args[0] if args else kwargs["request"]
+        return send_hop(guard, client, request, lambda sent: wrapped(sent))  # noqa: PLW0108 - drops the other arguments
+
+    return send_single
+
+
+def _asend_single(resolve: Resolve) -> Wrapper:
+    async def send_single(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        guard = resolve()
+        if guard is None or is_own_traffic():
+            return await wrapped(*args, **kwargs)
+        request = args[0] if args else kwargs["request"]
+        return await asend_hop(guard, client, request, lambda sent: wrapped(sent))  # noqa: PLW0108 - as above
+
+    return send_single
+
+
+def send_hop(guard: Guard, client: Any, request: Any, send: Callable[[Any], Any]) -> Any:
+    """Send one hop. Without a call in progress the hop is a call of its own."""
+    target = target_of(request)
+    admitted = begin_or_none(guard)
+    if admitted is not None:
+        return _hop(admitted, client, request, target, send)
+    reading = read_request(request.method, target, request.read)
+    admitted = guard.begin(reading.call)
+    with InProgress(admitted):
+        response = _hop(admitted, client, _changed(admitted, reading, request), target, send)
+    if not admitted.is_streaming:
+        admitted.settle()
+    return response
+
+
+def _hop(admitted: Admission, client: Any, request: Any, target: Target, send: Callable[[Any], Any]) -> Any:
+    judge(admitted, target, *others_touched(client, request, target))
+    if admitted.in_hop:
+        return send(request)
+    with Hop(admitted, request.method, target) as hop:
+        response = send(request)
+        hop.status = response.status_code
+    return response if admitted.response_taken else finished(admitted, response, streams=True)
+
+
+async def asend_hop(guard: Guard, client: Any, request: Any, send: Callable[[Any], Any]) -> Any:
+    """Send one hop. Without a call in progress the hop is a call of its own."""
+    target = target_of(request)
+    admitted = begin_or_none(guard)
+    if admitted is not None:
+        return await _ahop(admitted, client, request, target, send)
+    body = await request.aread() if request.method == "POST" else b""
+    reading = read_request(request.method, target, lambda: body)
+    admitted = await guard.abegin(reading.call)
+    with InProgress(admitted):
+        response = await _ahop(admitted, client, _changed(admitted, reading, request), target, send)
+    if not admitted.is_streaming:
+        admitted.finish()
+    return response
+
+
+async def _ahop(admitted: Admission, client: Any, request: Any, target: Target, send: Callable[[Any], Any]) -> Any:
+    judge(admitted, target, *others_touched(client, request, target))
+    if admitted.in_hop:
+        return await send(request)
+    with Hop(admitted, request.method, target) as hop:
+        response = await send(request)
+        hop.status = response.status_code
+    return response if admitted.response_taken else finished(admitted, response, streams=True)
+
+
+def _taking(admitted: Admission, wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call the library's `send`, and keep the hops below from reading the response that is read here."""
+    admitted.response_taken = True
+    return wrapped(*args, **kwargs)
+
+
+def finished(admitted: Admission, response: Any, streams: bool) -> Any:  # noqa: FBT001 - as the library's own flag
+    """Note a response that is complete, or put a meter into the stream of one that is not."""
+    if admitted.family is None or response.status_code >= 300 or admitted.is_streaming:  # noqa: PLR2004 - redirects and errors
+        return response
+    headers = response.headers
+    is_complete = hasattr(response, "_content")  # read by the library, or built whole by a mock transport
+    if not is_event_stream(headers.get("content-type", "")) and (is_complete or not streams):
+        read_answer(admitted, response.status_code, response.content)
+        return response
+    decode = decoder(encoding) if not is_complete and (encoding := headers.get("content-encoding", "")) else None
+    meter = meter_for(admitted, headers.get("content-type", ""), decode)
+    if meter is None:
+        return response
+    if is_complete:
+        response._content = meter.feed(response.content) + meter.end()  # noqa: SLF001 - where both libraries keep it
+        return response
+    if decode is not None and admitted.hides_usage:
+        del headers["content-encoding"]  # what is handed on has been decoded, to take the usage event out
+    if admitted.hides_usage and "content-length" in headers:
+        del headers["content-length"]
+    response.stream = _metered(response, meter)
+    return response
+
+
+def _changed(admitted: Admission, reading: Reading, request: Any) -> Any:
+    """The request to send: the caller's own, or a copy with another body."""
+    body = rewritten(admitted, reading)
+    if body is None:
+        return request
+    headers = [(name, value) for name, value in request.headers.raw if name.lower() not in {b"content-length", b"transfer-encoding"}]
+    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return type(request)(request.method, request.url, headers=headers, content=content, extensions=request.extensions)
+
+
+def _with_request(request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((request, *args[1:]), kwargs) if args else (args, {**kwargs, "request": request})
+
+
+class _Metered:
+    """What both metered streams share. Forwards what the library reads off its own stream (httpx2 reads `elapsed`)."""
+
+    def __init__(self, stream: Any, meter: Meter) -> None:
+        self._stream = stream
+        self._meter = meter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __del__(self) -> None:
+        self._meter.abandon()
+
+
+def _metered(response: Any, meter: Meter) -> Any:
+    """The response's stream with a meter in it, as a stream of the same library."""
+    stream = response.stream
+    is_async = hasattr(stream, "__aiter__") and not hasattr(stream, "__iter__")
+    library = sys.modules[type(response).__module__.partition(".")[0]]
+    return (_async_class if is_async else _sync_class)(library)(stream, meter)
+
+
+@functools.cache
+def _sync_class(module: ModuleType) -> type:
+    class MeteredStream(_Metered, module.SyncByteStream):  # type: ignore[name-defined]  # the library's own base, known at run time
+        def __iter__(self) -> Iterator[bytes]:
+            meter = self._meter
+            try:
+                for chunk in self._stream:
+                    if handed_on := meter.feed(chunk):
+                        yield handed_on
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                meter.fail(error)
+                self._stream.close()
+                raise
+            if rest := meter.end():
+                yield rest
+
+        def close(self) -> None:
+            self._stream.close()
+            self._meter.abandon()
+
+    return MeteredStream
+
+
+@functools.cache
+def _async_class(module: ModuleType) -> type:
+    class AsyncMeteredStream(_Metered, module.AsyncByteStream):  # type: ignore[name-defined]  # as above
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            meter = self._meter
+            try:
+                async for chunk in self._stream:
+                    if handed_on := meter.feed(chunk):
+                        yield handed_on
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                meter.fail(error)
+                await self._stream.aclose()
+                raise
+            if rest := meter.end():
+                yield rest
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+            self._meter.abandon()
+
+    return AsyncMeteredStream
+
+
+class GuardTransport:
+    """Guards one httpx or httpx2 client, without patching: `httpx2.Client(transport=GuardTransport(guard))`.
+
+    Args:
+        guard: Who decides.
+        transport: What really sends; None: the library's own `HTTPTransport`.
+    """
+
+    def __init__(self, guard: Guard, transport: Any = None) -> None:
+        self._guard = guard
+        self._transport = transport
+
+    def handle_request(self, request: Any) -> Any:
+        """Send one hop. Raises `Denied` before anything leaves."""
+        if self._transport is None:
+            self._transport = sys.modules[type(request).__module__.partition(".")[0]].HTTPTransport()
+        return send_hop(self._guard, None, request, self._transport.handle_request)
+
+    def close(self) -> None:
+        """Close the transport that sends."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class AsyncGuardTransport:
+    """`GuardTransport` for an `AsyncClient`."""
+
+    def __init__(self, guard: Guard, transport: Any = None) -> None:
+        self._guard = guard
+        self._transport = transport
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send one hop. Raises `Denied` before anything leaves."""
+        if self._transport is None:
+            self._transport = sys.modules[type(request).__module__.partition(".")[0]].AsyncHTTPTransport()
+        return await asend_hop(self._guard, None, request, self._transport.handle_async_request)
+
+    async def aclose(self) -> None:
+        """Close the transport that sends."""
+        if self._transport is not None:
+            await self._transport.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+
+def _integration(library: str) -> Integration:
+    def seam(path: str) -> Seam:
+        return Seam(library, path, ("request",))
+
+    return Integration(
+        library,
+        (
+            Hook(seam("Client.send"), _send),
+            Hook(seam("Client._send_single_request"), _send_single),
+            Hook(seam("AsyncClient.send"), _asend),
+            Hook(seam("AsyncClient._send_single_request"), _asend_single),
+        ),
+    )
+
+
+HTTPX = _integration("httpx")
+HTTPX2 = _integration("httpx2")

@@ -1,0 +1,150 @@
+"""A response as it flows: scanned for usage, metered against its reservation, and cut when its budget ends."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING
+
+from agentguard.core.call import LLMCall
+from agentguard.guard import denial
+from agentguard.wire.stream import StreamScan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentguard.admission import Admission
+    from agentguard.core.decision import Decision
+    from agentguard.wire.family import Family
+
+LEAST_EXTENSION_TOKENS = 64
+"""How much is asked for at once when a stream outgrows its reservation; a twentieth of the reservation, if that is more."""
+
+_MAX_BODY_BYTES = 32 * 1024 * 1024
+
+
+class Meter:
+    """What stands in a response's byte stream, whatever the library.
+
+    The owner of the stream calls `feed` with each chunk and hands on what it returns, `end` at the end of the data, and
+    `abandon` from wherever else the stream may end. A chunk that cannot be paid for raises; the owner then closes
+    the stream.
+    """
+
+    __slots__ = ("_admitted", "_allowed", "_body", "_body_bytes", "_decode", "_family", "_hides", "_scan", "error_bases")
+
+    def __init__(
+        self,
+        admitted: Admission,
+        family: Family,
+        *,
+        is_events: bool,
+        hides_usage: bool,
+        decode: Callable[[bytes], bytes] | None = None,
+        error_bases: tuple[type, ...] = (),
+    ) -> None:
+        self._admitted = admitted
+        self._family = family
+        self._scan = StreamScan(family, hides_usage) if is_events else None
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._decode = decode
+        self._hides = hides_usage
+        self.error_bases = error_bases
+        self._allowed = self._allowance()
+        admitted.is_streaming = True
+
+    @property
+    def must_grow(self) -> bool:
+        """Whether the next chunk outgrows the reservation, so that `feed` will ask the store."""
+        return self._scan is not None and self._scan.output_bytes > self._allowed
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take note of a chunk, and return what the caller of the SDK gets of it.
+
+        Raises:
+            Denied: The agent was isolated, or the stream has outgrown its budget. The call is settled.
+        """
+        admitted = self._admitted
+        if admitted.first_chunk_at is None:
+            admitted.first_chunk_at = admitted.guard.clock.time()
+        if admitted.is_cut is not None:
+            self._cut(admitted.is_cut)
+        scan = self._scan
+        if scan is None:
+            return self._collect(chunk)
+        plain = chunk if self._decode is None else self._decode(chunk)
+        handed_on = scan.feed(plain)
+        if scan.output_bytes > self._allowed:
+            self._grow()
+        if scan.is_done:
+            self._settle("error" if scan.failed else "complete")
+        return handed_on if self._hides or self._decode is None else chunk
+
+    def end(self) -> bytes:
+        """The data is over: settle, and return what was withheld."""
+        rest = b"" if self._scan is None else self._scan.finish()
+        self._settle("complete")
+        return rest if self._hides else b""
+
+    def fail(self, error: BaseException) -> None:
+        """Reading failed, or was cancelled, in the frame that called."""
+        self._note()
+        outcome = "error" if isinstance(error, Exception) else "cancelled"
+        self._admitted.settle_later(outcome=outcome, error=type(error).__name__)
+
+    def abandon(self) -> None:
+        """The stream was closed or freed before its end: charge what was delivered. May run in a finalizer."""
+        if self._admitted.is_open:
+            self._note()
+            self._admitted.settle_later(outcome="abandoned")
+
+    def _collect(self, chunk: bytes) -> bytes:
+        if self._body_bytes < _MAX_BODY_BYTES:
+            self._body_bytes += len(chunk)
+            self._body.append(chunk if self._decode is None else self._decode(chunk))
+        return chunk
+
+    def _note(self) -> None:
+        admitted = self._admitted
+        if self._scan is not None:
+            admitted.answer = self._scan.answer
+            admitted.output_bytes = self._scan.output_bytes
+        elif self._body:
+            admitted.answer = self._family.read_response(b"".join(self._body))
+            admitted.output_bytes = admitted.answer.text_bytes
+
+    def _settle(self, outcome: str) -> None:
+        admitted = self._admitted
+        if not admitted.is_open:
+            return
+        self._note()
+        answer = admitted.answer
+        if answer is not None and answer.tool_calls and (refusal := admitted.guard.propose(admitted, answer.tool_calls)):
+            self._cut(refusal)
+        admitted.finish(outcome)
+
+    def _allowance(self) -> float:
+        admitted = self._admitted
+        if admitted.estimate.output_tokens is None or not isinstance(admitted.call, LLMCall):
+            return inf
+        return admitted.guard.estimator.output_bytes(admitted.call, admitted.reserved_output, admitted.rights.llm.bound)
+
+    def _grow(self) -> None:
+        """Reserve more; cut when nothing is left. What is left is taken to the last token before that."""
+        admitted, scan = self._admitted, self._scan
+        if scan is None or not isinstance(admitted.call, LLMCall):
+            return
+        estimator, bound = admitted.guard.estimator, admitted.rights.llm.bound
+        while scan.output_bytes > self._allowed:
+            missing = estimator.output_tokens(admitted.call, scan.output_bytes, bound) - admitted.reserved_output
+            step = max(LEAST_EXTENSION_TOKENS, admitted.reserved_output // 20)
+            if refusal := admitted.guard.extend(admitted, output_tokens=max(missing, 0) + step):
+                self._cut(refusal)
+            self._allowed = self._allowance()
+
+    def _cut(self, decision: Decision) -> None:
+        self._note()
+        self._admitted.guard.tell_denied(self._admitted, decision)
+        error = denial(decision, self._admitted.call, self.error_bases)
+        self._admitted.settle_later(outcome="cut", error=type(error).__name__, decision=decision)
+        raise error

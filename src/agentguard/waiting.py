@@ -1,0 +1,82 @@
+"""Waiting for others to settle, in threads and in event loops."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
+
+    from agentguard.stores.base import Closeable, Store
+
+
+class Changes:
+    """Tells waiting calls that the store has changed. It listens to the store only while somebody waits.
+
+    Take `version` before asking the store, and wait for another one: a change in between is not missed.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._condition = threading.Condition()
+        self._waiting = 0
+        self._watch: Closeable | None = None
+        self._wake_loops: list[Callable[[], object]] = []
+        self.version = 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Listen to the store for the duration of a block."""
+        with self._condition:
+            self._waiting += 1
+            if self._waiting == 1:
+                self._watch = self._store.watch(self.announce)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._waiting -= 1
+                watch, self._watch = (self._watch, None) if self._waiting == 0 else (None, self._watch)
+            if watch is not None:
+                watch.close()
+
+    def announce(self) -> None:
+        """Wake everybody who waits."""
+        if not self._waiting:
+            return
+        with self._condition:
+            self.version += 1
+            self._condition.notify_all()
+            wake_loops, self._wake_loops = self._wake_loops, []
+        for wake in wake_loops:
+            wake()
+
+    def wait(self, seen: int, seconds: float) -> None:
+        """Block this thread until the version is no longer `seen`, or the time is over."""
+        with self._condition:
+            if self.version == seen:
+                self._condition.wait(seconds)
+
+    async def await_change(self, seen: int, seconds: float) -> None:
+        """Suspend this task until the version is no longer `seen`, or the time is over."""
+        import asyncio  # noqa: PLC0415 - whoever awaits has it loaded
+
+        loop = asyncio.get_running_loop()
+        changed: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(lambda: changed.done() or changed.set_result(None))
+
+        with self._condition:
+            if self.version != seen:
+                return
+            self._wake_loops.append(wake)
+        timer = loop.call_later(seconds, lambda: changed.done() or changed.set_result(None))
+        try:
+            await changed
+        finally:
+            timer.cancel()

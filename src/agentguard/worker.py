@@ -1,0 +1,138 @@
+"""The one background thread of a guard: it tells observers, and keeps house.
+
+`tell` and `wake` may run inside the garbage collector, in the middle of anything, so they take no lock: a `deque`
+and a `SimpleQueue` are all they touch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentguard.events import Event, Observer
+
+CAPACITY = 20_000
+"""Events that may wait. Beyond it they are dropped and counted: telemetry never holds up a call, nor eats the memory."""
+
+BATCH_SECONDS = 0.02
+"""The worker sleeps so long after being woken, so that a burst of calls wakes it once."""
+
+TICK_SECONDS = 1.0
+
+logger = logging.getLogger("agentguard")
+
+
+class Worker:
+    """Runs observers and a housekeeping tick off the call path. The thread starts with the first event, and anew in a forked child."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self.observers: list[Observer] = []
+        self.dropped = 0
+        self.failed = 0
+        self._tick = tick
+        self._events: deque[Event] = deque()
+        self._faulty: set[int] = set()
+        self._reset()
+        ref = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: (worker := ref()) and worker._forked())  # noqa: SLF001 - its own
+
+    def add(self, observer: Observer) -> None:
+        """Have an observer told from now on."""
+        if observer not in self.observers:
+            self.observers.append(observer)
+
+    def tell(self, event: Event) -> None:
+        """Queue an event. Costs less than a microsecond, never blocks, never raises."""
+        if not self.observers:
+            return
+        if len(self._events) >= CAPACITY:
+            self.dropped += 1
+            return
+        self._events.append(event)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the worker look soon."""
+        if not self._is_woken:
+            self._is_woken = True
+            self._signals.put(None)
+
+    def start(self) -> None:
+        """See that the thread runs. Not from a finalizer."""
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None and not self._closing:
+                    self._thread = threading.Thread(target=self._run, name="agentguard", daemon=True)
+                    self._thread.start()
+
+    def flush(self, seconds: float = 2.0) -> bool:
+        """Have everything told that was queued before, at most for so long. False when time ran out."""
+        deadline = time.monotonic() + seconds
+        while self._events or self._telling:
+            if time.monotonic() >= deadline:
+                return False
+            if self._thread is None or not self._thread.is_alive():
+                self._tell_queued()
+            else:
+                time.sleep(0.001)
+        return True
+
+    def close(self) -> None:
+        """Tell what is queued and stop the thread."""
+        self._closing = True
+        self._signals.put(None)
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(2.0)
+        self.flush()
+
+    def _reset(self) -> None:
+        self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_woken = False
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._telling = False
+
+    def _forked(self) -> None:
+        self._events.clear()  # the parent tells them
+        self._reset()
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                self._signals.get(timeout=TICK_SECONDS)
+            except queue.Empty:
+                pass
+            else:
+                time.sleep(0 if self._closing else BATCH_SECONDS)
+            self._is_woken = False
+            self._tell_queued()
+            self._guarded(self._tick)
+        self._tell_queued()
+
+    def _tell_queued(self) -> None:
+        self._telling = True
+        while self._events:
+            event = self._events.popleft()
+            for observer in self.observers:
+                self._guarded(observer, event)
+        self._telling = False
+
+    def _guarded(self, fn: Callable[..., None], *args: object) -> None:
+        try:
+            fn(*args)
+        except Exception:  # telemetry must not break the app: the other observers are told, and the fault is counted
+            self.failed += 1
+            if id(fn) not in self._faulty:
+                self._faulty.add(id(fn))
+                logger.exception("agentguard: %r failed; further failures of it are counted, not logged", fn)
