@@ -6,7 +6,6 @@ import contextvars
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from agentguard.core.call import NO_USAGE, LLMCall, Usage
-from agentguard.core.limits import Amounts
 from agentguard.core.pricing import cost_nanos
 from agentguard.policy.model import Ambiguous
 
@@ -203,10 +202,6 @@ class Admission:
                 return Usage(self.estimate.input_tokens, 0, estimated=True)
             case Ambiguous.ESTIMATE:
                 return Usage(self.estimate.input_tokens, self.reserved_output, estimated=True)
-
-    def amounts(self, usage: Usage) -> Amounts:
-        """A usage in the units that limits settle in."""
-        return Amounts(usage.total_tokens, self.cost(usage) or 0)
 
     def cost(self, usage: Usage) -> int | None:
         """What a usage costs, in nano-USD; None when nobody prices the model."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, Self, cast
 from agentguard.admission import CURRENT, Admission, Ending, Owner
 from agentguard.context import CALLER
 from agentguard.core.call import LLMCall, ToolCall
+from agentguard.core.caller import NOBODY
 from agentguard.core.decision import Decision, Reason
 from agentguard.core.engine import AwaitChange, Left, ReadRows, ReserveRows, admission, over_call_limit, refusal_of
 from agentguard.core.estimate import Estimator
@@ -190,8 +191,10 @@ class Guard:
 
     def identified(self, caller: Caller) -> Caller:
         """The caller, as the process's own agent when it has entered none."""
-        home = self._in_force.home
-        return caller if caller.agents or not home else caller._replace(agents=home)
+        if caller.agents:
+            return caller
+        in_force = self._in_force
+        return in_force.nobody if caller is NOBODY else caller._replace(agents=in_force.home)
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -404,7 +407,8 @@ class Guard:
         """Charge a call that has ended, tell observers, and learn from what the provider reported."""
         self._open.pop(admitted.id, None)
         usage = admitted.used(ending)
-        settled = self.store.settle(admitted.id, admitted.amounts(usage))
+        nanos = admitted.cost(usage)
+        settled = self.store.settle(admitted.id, Amounts(usage.total_tokens, nanos or 0))
         now = self.clock.time()
         for crossed in settled.crossed:
             self.tell(BudgetThresholdCrossed(now, crossed))
@@ -424,7 +428,7 @@ class Guard:
                 admitted.caller,
                 admitted.started,
                 usage,
-                admitted.cost(usage),
+                nanos,
                 ending.outcome,
                 ending.error,
                 admitted.answer,
@@ -591,6 +595,8 @@ class Guard:
 class _Asking:
     """One call on its way through admission: the engine's generator, what it is answered, and how long it may wait."""
 
+    __slots__ = ("_deadline", "_flow", "_guard", "_seen", "_watch", "call", "caller", "id", "outcome", "owner", "reply", "rights")
+
     def __init__(self, guard: Guard, call: Call, owner: Owner) -> None:
         self.call = call
         self.owner = owner
@@ -615,7 +621,7 @@ class _Asking:
 
     def request(self, ask: ReserveRows) -> Reserve:
         """The engine's question, as the store takes it."""
-        return Reserve(self.id, ask.charges, self.rights.subjects(self.caller), self._guard.policy.mode is Mode.REPORT)
+        return Reserve(self.id, ask.charges, ask.subjects, self._guard.policy.mode is Mode.REPORT)
 
     def wait(self, refused: Refused) -> bool:
         """Block until the store has changed. False when that is of no use, or has taken too long."""
@@ -664,6 +670,7 @@ class _InForce:
         self.policy = policy
         only = policy.agents[0].name if len(policy.agents) == 1 else None
         self.home = (agent,) if agent else (only,) if only else ()
+        self.nobody = NOBODY._replace(agents=self.home)
         self.registered: dict[int, tuple[LimitRow, ...]] = {}
         self._unnamed_session = unnamed_session
         self._rights: dict[tuple[str, ...], Rights] = {}

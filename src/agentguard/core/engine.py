@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from agentguard.core.estimate import Estimator
     from agentguard.core.limits import LimitRow
     from agentguard.core.pricing import PriceSource
-    from agentguard.core.rights import Rights
+    from agentguard.core.rights import Account, Rights
     from agentguard.policy.model import Limit
 
     Ask = Union["ReadRows", "ReserveRows", "AwaitChange"]
@@ -46,6 +46,7 @@ class ReserveRows(NamedTuple):
 
     rows: tuple[LimitRow, ...]
     charges: tuple[Charge, ...]
+    subjects: tuple[str, ...]
 
 
 class AwaitChange(NamedTuple):
@@ -114,16 +115,17 @@ def admission(  # noqa: PLR0913 - what a decision rests on
         return Outcome(refusal_of(Refused(RefusalKind.ISOLATED, subject), call, caller, ()))
     if refusal := rights.refuses(call, caller):
         return Outcome(refusal)
-    rows = rights.rows(call, caller)
+    account = rights.account(call, caller)
+    rows = account.rows
     while True:
         estimate = NO_ESTIMATE
         if isinstance(call, LLMCall):
             try:
-                estimate = yield from _estimate(call, caller, rights, rows, estimator, prices)
+                estimate = yield from _estimate(call, caller, rights, account, estimator, prices)
             except _Refusal as refused:
                 return Outcome(refused.decision, rows=rows)
         charges = _charges(call, rows, estimate)
-        answer = yield ReserveRows(rows, charges)
+        answer = yield ReserveRows(rows, charges, account.subjects)
         if answer is None:
             return Outcome(ALLOW, estimate, rows, charges)
         refusal = cast("Refused", answer)
@@ -135,21 +137,25 @@ def _charges(call: Call, rows: Sequence[LimitRow], estimate: Estimate) -> tuple[
     if isinstance(call, ToolCall):
         return tuple(Charge(row.key, call.cost_nanos) for row in rows if row.limit.unit is Unit.USD and call.cost_nanos)
     tokens = estimate.input_tokens + (estimate.output_tokens or 0)
-    by_unit = {Unit.TOKENS: tokens, Unit.USD: estimate.nanos, Unit.CALLS: 1, Unit.CONCURRENT_CALLS: 1}
-    return tuple(Charge(key, amount) for key, _, limit in rows if (amount := by_unit[limit.unit]))
+    charges = []
+    for key, _, limit in rows:
+        unit = limit.unit
+        amount = tokens if unit is Unit.TOKENS else estimate.nanos if unit is Unit.USD else 1
+        if amount:
+            charges.append(Charge(key, amount))
+    return tuple(charges)
 
 
 def _estimate(  # noqa: PLR0913 - what an estimate rests on
-    call: LLMCall, caller: Caller, rights: Rights, rows: Sequence[LimitRow], estimator: Estimator, prices: PriceSource
+    call: LLMCall, caller: Caller, rights: Rights, account: Account, estimator: Estimator, prices: PriceSource
 ) -> Generator[Ask, Reply, Estimate]:
     llm = rights.llm
-    bounding = [row.limit for row in rows if row.limit.unit in _AMOUNTS] + [limit for limit in rights.call_limits if limit.unit in _AMOUNTS]
+    bounding, money = account.bounding, account.money
     if llm.bound is Bound.STRICT and bounding and not call.input_visible:
         sentence = f"{who(caller)} may not make {call.name!r}: llm.bound is strict, and part of the input is not in the request ({llm.rule})."
         raise _Refusal(deny(Reason.BUDGET, Rule("llm.bound", llm.rule.path, llm.rule.line), sentence, "Send the whole input, or set llm.bound to calibrated."))
     input_tokens = estimator.input_tokens(call, llm.bound)
     price = price_of(llm, prices, call.provider, call.model, input_tokens)
-    money = next((limit for limit in bounding if limit.unit is Unit.USD), None)
     if money is not None and price is None:
         sentence = f"{who(caller)} may not use {call.model!r}: money is limited ({money.rule}) and nobody prices this model."
         raise _Refusal(deny(Reason.BUDGET, money.rule, sentence, "Price it under llm.prices, or set llm.unknown_price."))
@@ -160,7 +166,7 @@ def _estimate(  # noqa: PLR0913 - what an estimate rests on
             raise _Refusal(deny(Reason.BUDGET, Rule("llm.unbounded_output", llm.rule.path, llm.rule.line), sentence, "Pass max_tokens, or set llm.unbounded_output to write."))
         output = llm.max_output_tokens
         if llm.unbounded_output is Unbounded.WRITE:
-            output = written = yield from _fitting_bound(call, rows, rights.call_limits, input_tokens, price, output)
+            output = written = yield from _fitting_bound(call, account.rows, rights.call_limits, input_tokens, price, output)
     output = None if output is None else output * call.choices
     nanos = bound_nanos(price, input_tokens, output or 0) if price else 0
     estimate = Estimate(input_tokens, output, written, price, nanos)

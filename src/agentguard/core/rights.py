@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from agentguard.core.call import HTTPCall, LLMCall, ToolCall
@@ -12,7 +12,7 @@ from agentguard.core.decision import Reason, deny
 from agentguard.core.limits import LimitRow
 from agentguard.core.wording import who
 from agentguard.policy.hosts import HostPattern, HostRules
-from agentguard.policy.model import LLM, Over, Per, Rule
+from agentguard.policy.model import LLM, Over, Per, Rule, Unit
 from agentguard.policy.providers import PROVIDER_HOSTS
 
 if TYPE_CHECKING:
@@ -23,9 +23,25 @@ if TYPE_CHECKING:
     from agentguard.core.decision import Decision
     from agentguard.policy.model import AgentPolicy, Limit, Policy, Resource
 
-_MAX_CACHED_ROWS = 4096
+_MAX_CACHED_ACCOUNTS = 4096
 _UNKNOWN = "-"
 """The subject of callers that name no session, user or interaction: they share one, so that leaving identity out gains nothing."""
+
+
+class Account(NamedTuple):
+    """What a call is charged to, and what follows from it.
+
+    Attributes:
+        rows: Every row of the call.
+        subjects: Everything that an isolation of would stop the call.
+        bounding: The limits, `per: call` included, that need the call's tokens or cost to be bounded beforehand.
+        money: One of them that is in money; None when there is none.
+    """
+
+    rows: tuple[LimitRow, ...]
+    subjects: tuple[str, ...]
+    bounding: tuple[Limit, ...]
+    money: Limit | None
 
 
 class Rights:
@@ -37,7 +53,7 @@ class Rights:
         self.llm = _strictest_llm([agent.llm for agent in agents if agent.llm is not None])
         self._hosts = [(agent, HostRules(agent.external_calls, _provider_hosts(agent))) for agent in agents]
         self._unnamed_session = unnamed_session
-        self._rows: dict[tuple[object, ...], tuple[LimitRow, ...]] = {}
+        self._accounts: dict[tuple[str | None, Caller], Account] = {}
         self.call_limits = tuple(limit for limit in self._limits() if limit.per is Per.CALL)
 
     def refuses(self, call: Call, caller: Caller) -> Decision | None:
@@ -60,17 +76,22 @@ class Rights:
                 return refusal
         return None
 
-    def rows(self, call: Call, caller: Caller) -> tuple[LimitRow, ...]:
-        """Every row that a call is charged to: the limits of each agent of the chain, of the fleet, and of the blocks around it."""
-        is_llm = isinstance(call, LLMCall)
-        model = call.model if isinstance(call, LLMCall) else ""
-        key = (type(call), model, caller.session, caller.user, caller.interaction, caller.blocks)
-        rows = self._rows.get(key)
-        if rows is None:
-            if len(self._rows) >= _MAX_CACHED_ROWS:
-                self._rows.clear()
-            rows = self._rows[key] = tuple(self._rows_of(caller, model, is_llm=is_llm))
-        return rows
+    def account(self, call: Call, caller: Caller) -> Account:
+        """What a call is charged to: the limits of each agent of the chain, of the fleet, and of the blocks around it."""
+        model = call.model if isinstance(call, LLMCall) else None
+        key = (model, caller)
+        account = self._accounts.get(key)
+        if account is None:
+            if len(self._accounts) >= _MAX_CACHED_ACCOUNTS:
+                self._accounts.clear()
+            account = self._accounts[key] = self._account(caller, model)
+        return account
+
+    def _account(self, caller: Caller, model: str | None) -> Account:
+        rows = tuple(self._rows_of(caller, model or "", is_llm=model is not None))
+        bounding = tuple(limit for limit in (*(row.limit for row in rows), *self.call_limits) if limit.unit in {Unit.TOKENS, Unit.USD})
+        money = next((limit for limit in bounding if limit.unit is Unit.USD), None)
+        return Account(rows, self.subjects(caller), bounding, money)
 
     def subjects(self, caller: Caller) -> tuple[str, ...]:
         """Everything that an isolation of would stop this caller."""
