@@ -183,3 +183,13 @@ def test_a_written_policy_is_stable(fleet):
     text = dump.to_yaml(Policy.from_yaml(fleet))
 
     assert dump.to_yaml(Policy.from_yaml(text)) == text
+
+
+def test_a_small_number_is_written_without_an_exponent():
+    policy = Policy.from_mapping({"agents": [{"name": "a", "monitoring": {"alert_at": {"x": 1e-9, "y": 1e22}}}]})
+
+    text = dump.to_yaml(policy)
+
+    assert "x: 0.000000001\n" in text
+    assert ": 10000000000000000000000.0\n" in text
+    assert Policy.from_yaml(text) == policy

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -199,7 +200,7 @@ class _Composer:
             return text.lower() == "true"
         if _INT.fullmatch(text) and len(text) <= 30:
             return int(text)
-        if _FLOAT.fullmatch(text) and len(text) <= 60:
+        if _FLOAT.fullmatch(text) and len(text) <= 400:
             return float(text)
         return text
 
@@ -237,4 +238,11 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain_text(text) else '"')
 
 
+def _represent_float(dumper: yaml.SafeDumper, number: float) -> yaml.ScalarNode:
+    """Every digit and no exponent, which the two versions of YAML read differently."""
+    text = format(Decimal(repr(number)), "f")
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text if "." in text else f"{text}.0")
+
+
 _Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(float, _represent_float)
