@@ -391,7 +391,7 @@ class Guard:
 
     def held_by(self, owner: Owner, row: str) -> int:
         """What the open calls of one thread or task hold of a row."""
-        mine = [admitted for admitted in list(self._open.values()) if _is_same(admitted.owner, owner)]
+        mine = [admitted for admitted in list(self._open.values()) if admitted.is_open and _is_same(admitted.owner, owner)]
         return sum(charge.amount for admitted in mine for charge in admitted.outcome.charges if charge.row == row)
 
     def collect_garbage(self) -> None:
@@ -405,10 +405,12 @@ class Guard:
 
     def settle(self, admitted: Admission, ending: Ending) -> None:
         """Charge a call that has ended, tell observers, and learn from what the provider reported."""
-        self._open.pop(admitted.id, None)
         usage = admitted.used(ending)
         nanos = admitted.cost(usage)
-        settled = self.store.settle(admitted.id, Amounts(usage.total_tokens, nanos or 0))
+        try:
+            settled = self.store.settle(admitted.id, Amounts(usage.total_tokens, nanos or 0))
+        finally:
+            self._open.pop(admitted.id, None)
         now = self.clock.time()
         for crossed in settled.crossed:
             self.tell(BudgetThresholdCrossed(now, crossed))
