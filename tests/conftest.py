@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from agentguard import Guard, Policy
+from agentguard.testing.plugin import frozen_clock, provider, recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from agentguard.events import Event
+
+__all__ = ["frozen_clock", "provider", "recorder"]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -18,3 +30,83 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("CI", "").lower() in {"1", "true"}:
         pytest.fail(f"{reason} (with CI=true this is a failure; .ci/run installs what the tests need)", pytrace=False)
     pytest.skip(reason)
+
+
+def policy_of(*budgets: str | dict[str, Any], llm: dict[str, Any] | None = None, limits: dict[str, Any] | None = None, **agent: Any) -> Policy:
+    """A policy for one agent that may reach 127.0.0.1, with these budgets."""
+    worker = {
+        "name": "worker",
+        "external_calls": {"allowed_domains": ["127.0.0.1"]},
+        "llm": llm or {},
+        "budgets": [{"limit": budget} if isinstance(budget, str) else budget for budget in budgets],
+    }
+    document = {"agents": [worker | agent]}
+    return Policy.from_mapping(document | ({"limits": limits} if limits else {}))
+
+
+class Guarded:
+    """A guard whose seams stand on every client of this process, and what it was heard to tell."""
+
+    def __init__(self, guard: Guard) -> None:
+        from agentguard.integrations._seam import Seams
+        from agentguard.integrations.registry import integrations
+
+        self.guard = guard
+        self.events: list[Event] = []
+        self.changes: list[tuple[str, str, str]] = []
+        guard.observe(self.events.append)
+        self.seams = Seams(integrations(self.verify), lambda: guard, lambda *change: self.changes.append(change))
+        self.seams.install()
+
+    def verify(self, module: str) -> None:
+        self.seams.verify(module)
+
+    @property
+    def is_settled(self) -> bool:
+        return not self.guard._open
+
+    def settle(self, seconds: float = 5.0) -> None:
+        """Wait until every call is settled and told."""
+        deadline = time.monotonic() + seconds
+        while not self.is_settled and time.monotonic() < deadline:
+            self.guard.settle_ended()
+            time.sleep(0.001)
+        assert self.is_settled, f"not settled: {[(one.call.name, one.is_streaming) for one in self.guard._open.values()]}"
+        assert self.guard.flush(seconds)
+
+    def told(self, kind: type[Any]) -> list[Any]:
+        """The events of a kind, oldest first."""
+        self.guard.flush()
+        return [event for event in self.events if type(event) is kind]
+
+    def spent(self, unit: str = "tokens", subject: str | None = None) -> int:
+        """What the ledger says is spent, once every call is settled, with nothing held."""
+        self.settle()
+        rows = [balance for row, balance in self.guard.usage(subject) if row.limit.unit == unit]
+        assert all(balance.held == 0 for balance in rows), rows
+        return sum(balance.spent for balance in rows)
+
+    def close(self) -> None:
+        self.seams.remove()
+        self.guard.close()
+
+
+@pytest.fixture(name="policy_of")
+def _policy_of() -> Callable[..., Policy]:
+    return policy_of
+
+
+@pytest.fixture
+def guarded() -> Iterator[Callable[..., Guarded]]:
+    """Guard this process: `guarded("10,000 tokens")`, or with a policy of one's own."""
+    opened: list[Guarded] = []
+
+    def open_one(*budgets: Any, policy: Policy | None = None, store: Any = None, agent: str | None = None, clock: Any = None, **more: Any) -> Guarded:
+        clocked = {} if clock is None else {"clock": clock}
+        one = Guarded(Guard(policy or policy_of(*budgets, **more), store=store, agent=agent, **clocked))
+        opened.append(one)
+        return one
+
+    yield open_one
+    for one in reversed(opened):
+        one.close()
