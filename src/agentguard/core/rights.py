@@ -11,7 +11,7 @@ from agentguard.core.call import HTTPCall, LLMCall, ToolCall
 from agentguard.core.decision import Reason, deny
 from agentguard.core.limits import LimitRow
 from agentguard.core.wording import who
-from agentguard.policy.hosts import HostPattern, HostRules
+from agentguard.policy.hosts import HostError, HostPattern, HostRules
 from agentguard.policy.model import LLM, Over, Per, Rule, Unit
 from agentguard.policy.providers import PROVIDER_HOSTS
 
@@ -69,7 +69,7 @@ class Rights:
         for agent, hosts in self._hosts:
             verdict = hosts.judge(target.host, target.port)
             if not verdict.allowed:
-                rule = Rule(verdict.rule, agent.external_calls.rule.path, agent.external_calls.rule.line)
+                rule = agent.external_calls.rule_of(verdict.rule)
                 return _deny_host(agent, caller, target, verdict.why, rule, is_llm=is_llm and agent.llm is None)
         for resource in self.policy.resources:
             if _opens(resource, target) and (refusal := self._lacks_scope(resource.name, resource.rule, str(target), caller)):
@@ -200,8 +200,11 @@ def _counts(limit: Limit, *, is_llm: bool) -> bool:
 
 
 def _opens(resource: Resource, target: Target) -> bool:
-    if not any(pattern.matches(target.host, target.port) for pattern in resource.hosts):
-        return False
+    try:
+        if not any(pattern.matches(target.host, target.port) for pattern in resource.hosts):
+            return False
+    except HostError:
+        return True  # what cannot be read as a host is not taken for a harmless one
     # A server may decode and fold a path before it routes it, so the resource is judged by what the path means.
     path = posixpath.normpath(unquote(target.path.partition("?")[0]))
     return not resource.paths or any(fnmatchcase(path, pattern) or fnmatchcase(target.path, pattern) for pattern in resource.paths)
