@@ -315,6 +315,9 @@ class Guard:
 
     def _refuse(self, id: str, call: Call, caller: Caller, decision: Decision) -> None:
         """Raise the denial; in report mode, record it and let the call go."""
+        if decision.facts.resets_at is not None:
+            left = max(decision.facts.resets_at - self.clock.time(), 0.0)
+            decision = decision._replace(facts=decision.facts._replace(retry_after=left))
         enforced = self.policy.mode is Mode.ENFORCE
         self.tell(CallDenied(self.clock.time(), id, call, caller, decision, enforced, None if self.spans is None else self.spans.around()))
         if enforced:
