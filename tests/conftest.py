@@ -32,7 +32,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest.skip(reason)
 
 
-def policy_of(*budgets: str | dict[str, Any], llm: dict[str, Any] | None = None, limits: dict[str, Any] | None = None, **agent: Any) -> Policy:
+def policy_of(
+    *budgets: str | dict[str, Any], llm: dict[str, Any] | None = None, limits: dict[str, Any] | None = None, **agent: Any
+) -> Policy:
     """A policy for one agent that may reach 127.0.0.1, with these budgets."""
     worker = {
         "name": "worker",
@@ -101,12 +103,11 @@ def guarded() -> Iterator[Callable[..., Guarded]]:
     """Guard this process: `guarded("10,000 tokens")`, or with a policy of one's own."""
     opened: list[Guarded] = []
 
-    def open_one(*budgets: Any, policy: Policy | None = None, store: Any = None, agent: str | None = None, clock: Any = None, **more: Any) -> Guarded:
-        clocked = {} if clock is None else {"clock": clock}
-        one = Guarded(Guard(policy or policy_of(*budgets, **more), store=store, agent=agent, **clocked))
+    def guard_this(*budgets: Any, policy: Policy | None = None, agent: str | None = None, store: Any = None, **more: Any) -> Any:
+        one = Guarded(Guard(policy or policy_of(*budgets, **more), store=store, agent=agent))
         opened.append(one)
         return one
 
-    yield open_one
+    yield guard_this
     for one in reversed(opened):
         one.close()

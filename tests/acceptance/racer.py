@@ -33,10 +33,10 @@ for line in sys.stdin:
     with agentguard.instrument(agentguard.Policy.from_mapping({"agents": [worker]}), store=f"sqlite:///{ledger}"):
         results: list[str] = []
         threads = [threading.Thread(target=call, args=(results,)) for _ in range(int(calls))]
-        print("ready", flush=True)
+        print("ready", flush=True)  # noqa: T201 - it is asked
         sys.stdin.readline()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    print(*results, flush=True)
+    print(*results, flush=True)  # noqa: T201 - as above

@@ -134,12 +134,9 @@ def test_of_fifty_tasks_ten_reach_the_provider(provider, guarded, messages, budg
 def test_of_fifty_calls_in_four_processes_ten_reach_the_provider(provider, tmp_path):
     command = [sys.executable, str(RACER), provider.url("/v1")]
     environment = os.environ | {"AGENTGUARD_STATE_DIR": str(tmp_path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
     with ExitStack() as stack:
-        shares = [str(share) for share in (13, 13, 12, 12)]
-        racers = [
-            stack.enter_context(subprocess.Popen([*command, share], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment))
-            for share in shares
-        ]
+        racers = [stack.enter_context(subprocess.Popen([*command, share], **pipes)) for share in ("13", "13", "12", "12")]
         for number, (budget, admitted) in enumerate(BUDGETS):
             provider.clear()
             ledger = tmp_path / f"{number}.sqlite"
