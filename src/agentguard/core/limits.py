@@ -11,6 +11,7 @@ before anything is taken, so a call is charged everywhere or nowhere.
 from __future__ import annotations
 
 from array import array
+from copy import copy
 from datetime import UTC, datetime
 from enum import StrEnum
 from math import inf
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 BUCKETS = 60
-"""Sub-buckets of a rolling window. One more is counted, so what was spent is given back late, by at most 1/60 of the window, never early."""
+"""Sub-buckets of a rolling window. One more is counted: what was spent comes back late by at most 1/60, never early."""
 
 _FIXED_SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
 _NEVER = 1 << 62
@@ -113,11 +114,11 @@ class Crossed(NamedTuple):
 
 _NOTHING = 2
 _SETTLES_AS = {Unit.TOKENS: 0, Unit.USD: 1, Unit.CONCURRENT_CALLS: _NOTHING, Unit.CALLS: _NOTHING}
-"""Where `give` finds what was used of a unit, in `(tokens, nanos, 0)`. Calls are spent when admitted, concurrency is given back."""
+"""Where `give` finds what was used, in `(tokens, nanos, 0)`: calls are spent when admitted, concurrency is given back."""
 
 
 class State(NamedTuple):
-    """What a row has counted, as a store writes it down. The fields are those of `Row`; `buckets` are machine-order 64-bit integers."""
+    """What a row has counted, as a store writes it down: the fields of `Row`, `buckets` as the machine's 64-bit integers."""
 
     spent: int = 0
     held: int = 0
@@ -161,7 +162,7 @@ class Row:
         "window",
     )
 
-    def __init__(self, key: str, limit: Limit, id: int = 0, state: State | None = None) -> None:
+    def __init__(self, key: str, limit: Limit, id: int = 0) -> None:
         self.key = key
         self.id = id
         self.window = _window_of(limit)
@@ -170,13 +171,14 @@ class Row:
         self.settles_as = _SETTLES_AS[limit.unit]
         self.amount = limit.amount
         self.warn_at = limit.warn_at
+        self.ends = 0.0
         self.warned = -1
-        self.restore(state or State(ends=inf if self.window == Window.LIFE else -inf))
+        self.restore(State(ends=inf if self.window == Window.LIFE else -inf))
 
     @classmethod
-    def of(cls, key: str, limit: Limit, id: int = 0, state: State | None = None) -> Row:
-        """The row of a limit, with what it had counted."""
-        return (RollingRow if _window_of(limit).is_rolling else Row)(key, limit, id, state)
+    def of(cls, key: str, limit: Limit, id: int = 0) -> Row:
+        """The row of a limit that has counted nothing."""
+        return (RollingRow if _window_of(limit).is_rolling else Row)(key, limit, id)
 
     @property
     def held(self) -> int:
@@ -184,7 +186,7 @@ class Row:
         return self.taken - self.spent
 
     def configure(self, limit: Limit) -> None:
-        """Adopt a limit's amount and soft steps; what was counted stays, and a step that is no longer passed can be told again."""
+        """Adopt a limit's amount and soft steps; what was counted stays. A step no longer passed can be told again."""
         self.amount = limit.amount
         self.warn_at = limit.warn_at
         self._forget_steps_not_passed()
@@ -196,6 +198,15 @@ class Row:
         self.start, self.ends = _calendar_window(self.window.every or "", now)
         self.spent = self.taken = 0
         self._forget_steps_not_passed()
+
+    def at(self, now: float) -> Row:
+        """The row as it stands at `now`: to be read, not written. Only what asks for amounts moves a row on."""
+        if now < self.ends:
+            return self
+        twin = copy(self)
+        twin.restore(self.state())
+        twin.advance(now)
+        return twin
 
     def add(self, spent: int, held: int, start: float) -> None:
         """Count amounts in the window that `start` names; one that is over no longer counts."""
@@ -316,7 +327,7 @@ class RollingRow(Row):
 
 
 class Item(NamedTuple):
-    """What a call holds of one row, in the window in which it was taken. `continued`: it holds more of the row in a later window."""
+    """What a call holds of one row, in the window in which it was taken. `continued`: it holds more, in a later window."""
 
     row: Row
     start: float
@@ -362,7 +373,7 @@ def _refusal(rows: Mapping[str, Row], charges: Sequence[Charge], now: float) -> 
 
 
 def take(rows: Iterable[Row], charges: Sequence[Charge], crossed: list[Crossed]) -> list[Item]:
-    """Charge the rows that `decide` has just named. Returns what is held now, and adds the soft steps that were passed to `crossed`."""
+    """Charge the rows that `decide` has just named. Returns what is held; soft steps that were passed are added to `crossed`."""
     items: list[Item] = []
     for row, (_, amount) in zip(rows, charges):  # noqa: B905 - `decide` gave a row for each charge; `strict` costs 0.2 us
         if row.is_plain:
@@ -374,7 +385,7 @@ def take(rows: Iterable[Row], charges: Sequence[Charge], crossed: list[Crossed])
             if row.spent >= row.warn_next:
                 _tell(row, crossed)
             continue
-        items.append((row, row.start, amount, False))  # type: ignore[arg-type]  # a bare tuple is built four times as fast as an Item
+        items.append((row, row.start, amount, False))  # type: ignore[arg-type]  # an Item costs four times as much
     return items
 
 
@@ -431,7 +442,7 @@ def give(items: Iterable[Item], actual: Amounts, now: float, crossed: list[Cross
 
 
 def charge(items: Iterable[Item]) -> None:
-    """Settle a call that nobody will settle: the tokens and the money that it held are spent, its place among calls at once is free."""
+    """Settle a call that nobody will settle: tokens and money that it held are spent, its place among calls at once is free."""
     for row, start, held, _ in items:
         row.add(0 if row.settles_as == _NOTHING else held, -held, start)
 
@@ -455,7 +466,9 @@ def _calendar_window(every: str, now: float) -> tuple[float, float]:
         length = _FIXED_SECONDS[every]
         start = now // length * length
         return start, start + length
+    if every != "month":
+        raise ValueError(f"{every!r} is no window: expected minute, hour, day or month")
     moment = datetime.fromtimestamp(now, UTC)
-    start = datetime(moment.year, moment.month, 1, tzinfo=UTC)
+    first = datetime(moment.year, moment.month, 1, tzinfo=UTC)
     following = datetime(moment.year + moment.month // 12, moment.month % 12 + 1, 1, tzinfo=UTC)
-    return start.timestamp(), following.timestamp()
+    return first.timestamp(), following.timestamp()

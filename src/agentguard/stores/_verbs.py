@@ -27,7 +27,7 @@ def reserve(rows: Mapping[str, Row], charges: Sequence[Charge], now: float, forc
 
 
 def extend(rows: Mapping[str, Row], charges: Sequence[Charge], items: list[Item], now: float) -> Granted | Refused:
-    """Take more for a call that holds `items`: all of it, or the largest share that is left; refused when there is nothing left."""
+    """Take more for a call that holds `items`: all of it, or the largest share that is left; refused when nothing is."""
     fitting = decide(rows, charges, now)
     granted = tuple(charges)
     if isinstance(fitting, Refused):

@@ -56,7 +56,7 @@ NOT_SETTLED = Settled(first=False)
 
 
 class Balance(NamedTuple):
-    """A row as `read` gives it. Amounts in the limit's unit; `resets_at` is Unix time, None for windows that do not end at once."""
+    """A row as `read` gives it, in the limit's unit. `resets_at` is Unix time; None for windows that do not end at once."""
 
     row: str
     amount: int
@@ -67,7 +67,7 @@ class Balance(NamedTuple):
     @classmethod
     def of(cls, row: Row, now: float) -> Balance:
         """The balance of a row, at a moment."""
-        row.advance(now)
+        row = row.at(now)
         return cls(row.key, row.amount, row.spent, row.held, row.ends if row.window.every else None)
 
 
@@ -115,7 +115,7 @@ class Store(Protocol):
         """
 
     def try_reserve(self, request: Reserve) -> Granted | Refused | None:
-        """What `reserve` says, without ever waiting; None while another thread or process is deciding: ask `reserve` in a thread."""
+        """What `reserve` says, without waiting; None while another thread or process is deciding: ask `reserve` in a thread."""
 
     def extend(self, id: str, charges: Sequence[Charge]) -> Granted | Refused:
         """Take more for an open call: all of it, or the largest share that is left; refused when there is nothing left."""
@@ -136,7 +136,10 @@ class Store(Protocol):
         """The subjects that are isolated now."""
 
     def watch(self, on_change: Callable[[], None]) -> Closeable:
-        """Call `on_change` after settlements and isolations, by whatever process. It may be called too often, never too late by more than 20 ms."""
+        """Call `on_change` after settlements and isolations, by whatever process, at most 20 ms late.
+
+        It may be called without a change, and from any thread; it must not raise.
+        """
 
     def renew(self) -> None:
         """Move on the deadlines of this process's open holds."""

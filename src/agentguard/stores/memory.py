@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from agentguard.stores.base import Closeable, Reserve, WallClock
 
 _FORK_WAIT_SECONDS = 1.0
-"""How long a fork waits for a verb to end. A verb takes microseconds; only a fork from a signal handler inside one waits in vain."""
+"""How long a fork waits for a verb to end. A verb takes microseconds: only a fork inside of one waits in vain."""
 
 
 class MemoryStore:
-    """A `Store` in this process. A forked child starts with a copy, in which the calls in flight are charged; what it counts is its own."""
+    """A `Store` in this process. A forked child goes on with a copy of its own, in which the calls in flight are charged."""
 
     may_block = False
 
@@ -59,15 +59,15 @@ class MemoryStore:
 
     def reserve(self, request: Reserve) -> Granted | Refused:
         """Take all charges of a call or none."""
-        id, charges, subjects, force = request
+        call, charges, subjects, force = request
         with self._lock:
-            if id in self._open:
-                return self._open[id][0]
+            if call in self._open:
+                return self._open[call][0]
             if self._isolated and (subject := next(filter(self._isolated.__contains__, subjects), None)):
                 return Refused(RefusalKind.ISOLATED, subject)
             answer, items = _verbs.reserve(self._rows, charges, self._now(), force)
             if isinstance(answer, Granted):
-                self._open[id] = answer, items
+                self._open[call] = answer, items
             return answer
 
     try_reserve = reserve

@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def state_dir() -> Path:
-    """The folder of counters, logs and baselines: AGENTGUARD_STATE_DIR, or the platform's folder for user state. Made when absent, for the owner only."""
+    """The folder of counters, logs and baselines, made when absent, for the owner only.
+
+    AGENTGUARD_STATE_DIR names it; else it is the platform's folder for the state of a user.
+    """
     named = os.environ.get("AGENTGUARD_STATE_DIR")
     if named:
         folder = Path(named).expanduser()
