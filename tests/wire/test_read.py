@@ -1,4 +1,5 @@
 import copy
+import json
 from enum import StrEnum
 
 import pytest
@@ -10,6 +11,7 @@ from agentguard.wire.measure import measure
 from agentguard.wire.openai_chat import FAMILY as CHAT
 from agentguard.wire.openai_completions import FAMILY as COMPLETIONS
 from agentguard.wire.openai_embeddings import FAMILY as EMBEDDINGS
+from agentguard.wire.openai_responses import COMPACT_FAMILY as COMPACT
 from agentguard.wire.openai_responses import FAMILY as RESPONSES
 
 FAMILIES = [CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, ANTHROPIC]
@@ -270,6 +272,26 @@ def test_no_body_is_changed_and_none_raises(family, body):
     assert repr(body) == repr(before)
     assert request.input_bytes >= 0
     assert request.choices >= 1
+
+
+def test_definitions_measure_about_what_they_are_as_json():
+    tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": {"type": "object"}}} for i in range(20)]
+    written = len(json.dumps(tools))
+
+    assert written <= chat(tools=tools).input_bytes <= 1.3 * written
+
+
+def test_definitions_that_cannot_be_written_are_not_visible():
+    request = chat(tools=[{"type": "function", "function": {"name": "f", "description": "d" * 500, "parameters": object()}}])
+
+    assert request.input_bytes > 500
+    assert not request.input_visible
+
+
+def test_a_compaction_of_a_conversation_takes_no_bound():
+    body = {"model": "m", "input": "x"}
+
+    assert COMPACT.with_output_bound(body, 64, "host") == body
 
 
 def test_deep_nesting_is_walked_without_recursion():

@@ -36,7 +36,7 @@ _TOOL_PROMPT_BYTES = 1040
 _PLAIN_EVENT = re.compile(
     rb"(?:event: ?content_block_delta\r?\n)?"
     rb'data: ?\{"type": ?"content_block_delta", ?"index": ?[0-9]++, ?"delta": ?\{"type": ?"(?:input_json|text|thinking)_delta", ?'
-    rb'"(?:text|thinking|partial_json)": ?"((?:[^"\\]++|\\.)*+)" ?\} *+\} *+(?:\n\n|\r\n\r\n)'
+    rb'"(?:text|thinking|partial_json)": ?"((?:[^"\\\r\n]++|\\[^\r\n])*+)" ?\} *+\} *+(?:\n\n|\r\n\r\n)'
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.wire.fields import utf8_length
@@ -23,8 +24,8 @@ _LONGEST_FLOAT = 24
 
 MEDIA = frozenset(
     {
-        "audio", "audio_url", "container_upload", "file", "image", "image_url", "input_audio", "input_file", "input_image",
-        "input_video", "video", "video_url",
+        "audio", "audio_url", "container_upload", "document", "file", "image", "image_url", "input_audio", "input_file",
+        "input_image", "input_video", "video", "video_url",
     }
 )  # fmt: skip
 """Types of content parts that hold something other than text."""
@@ -33,6 +34,9 @@ _PAYLOADS = frozenset(
     {"audio_url", "data", "file", "file_data", "file_id", "file_url", "image_url", "input_audio", "source", "url", "video_url"}
 )
 """Where a media part keeps what is not text. Its other members (a title, a caption) are text."""
+
+_DEFINITIONS = frozenset({"functions", "output_config", "output_format", "response_format", "text", "tools"})
+"""Fields that hold schemas: many small strings, no media, written out for the model as JSON or like it."""
 
 _SEALED = frozenset({"encrypted_content", "signature"})
 """Text that only the provider can open. It is no longer than its seal, and not denser than other text."""
@@ -57,9 +61,13 @@ def measure(roots: Iterable[object]) -> Measure:  # noqa: C901, PLR0912  # one f
         node = stack.pop()
         if isinstance(node, dict):
             nodes += len(node)
-            size += _keys_length(node)
+            try:
+                keys = "".join(node)
+            except TypeError:  # JSON would write a key that is no string as one
+                keys = "".join(map(str, node))
+            size += len(keys) if keys.isascii() else utf8_length(keys)
             part = node.get("type")
-            if part.__class__ is str and (part in MEDIA or (part == "document" and _is_sealed_document(node))):
+            if part.__class__ is str and part in MEDIA and not _is_text_document(node):
                 opaque += 1
                 is_visible = False
                 node = {key: value for key, value in node.items() if key not in _PAYLOADS}
@@ -67,7 +75,8 @@ def measure(roots: Iterable[object]) -> Measure:  # noqa: C901, PLR0912  # one f
                 if value.__class__ is str:
                     length = len(value) if value.isascii() else utf8_length(value)
                     size += length
-                    if length >= _SHORTEST_RUN and key not in _SEALED:
+                    # Nearly all strings are short text: settled here, without a call.
+                    if length >= _SHORTEST_RUN and (length > _BLOCK or " " not in value) and key not in _SEALED:
                         dense += _dense_bytes(value)
                 elif value is not None:
                     stack.append(value)
@@ -95,7 +104,27 @@ def measure(roots: Iterable[object]) -> Measure:  # noqa: C901, PLR0912  # one f
 
 def measure_body(body: Mapping[str, object], parameters: frozenset[str]) -> Measure:
     """Measure what a body shows to the model: everything but the named parameters, so that a field we do not know counts."""
-    return measure([value for name, value in body.items() if name not in parameters])
+    written = 0
+    roots: list[object] = []
+    for name, value in body.items():
+        if name in _DEFINITIONS and (length := _written_length(value)):
+            written += length
+        elif name not in parameters:
+            roots.append(value)
+    shown = measure(roots)
+    return shown._replace(size=shown.size + written) if written else shown
+
+
+def _written_length(definitions: object) -> int:
+    """Bytes of definitions as they are written out for the model, punctuation included; 0 when that cannot be told.
+
+    marshal (format 2) takes as much room for a string's length as JSON for its quotes and comma: 9 % more than JSON on tool
+    schemas, at a third of its time and a fifth of a walk's. What it makes is measured and thrown away.
+    """
+    try:
+        return len(marshal.dumps(definitions, 2))  # type: ignore[arg-type]  # what it cannot take raises
+    except ValueError:  # no JSON, or too deep
+        return 0
 
 
 def are_visible_tools(tools: object, kinds: frozenset[object]) -> bool:
@@ -105,17 +134,10 @@ def are_visible_tools(tools: object, kinds: frozenset[object]) -> bool:
     return isinstance(tools, list | tuple) and all(isinstance(tool, dict) and tool.get("type") in kinds for tool in tools)
 
 
-def _keys_length(node: Mapping[object, object]) -> int:
-    try:
-        return utf8_length("".join(node))  # type: ignore[arg-type]  # keys of JSON are strings; others raise
-    except TypeError:
-        return sum(utf8_length(str(key)) for key in node)
-
-
-def _is_sealed_document(node: Mapping[object, object]) -> bool:
+def _is_text_document(node: Mapping[object, object]) -> bool:
     """An Anthropic document is text when its source says so."""
     source = node.get("source")
-    return not (isinstance(source, dict) and source.get("type") in ("text", "content"))
+    return node["type"] == "document" and isinstance(source, dict) and source.get("type") in ("text", "content")
 
 
 def _are_numbers(items: Sequence[object]) -> bool:

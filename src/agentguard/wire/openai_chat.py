@@ -36,8 +36,8 @@ _DEPLOYMENT = re.compile(r"/openai/deployments/([^/?]+)/", re.IGNORECASE)
 _REFUSES_STREAM_OPTIONS = frozenset({"api.mistral.ai", "codestral.mistral.ai"})
 
 _NAMED_NULL = rb'"[a-z_]++": ?null'
-_SCALAR = rb'(?:null|"[^"\\]*+"|-?[0-9.]++|true|false)'
-_FLAGS = rb'\{(?:[^{}"]++|"[a-z_]*+"|\{(?:[^{}"]++|"[a-z_]*+")*+\})*+\}'
+_SCALAR = rb'(?:null|"[^"\\\r\n]*+"|-?[0-9.]++|true|false)'
+_FLAGS = rb'\{(?:[^{}"\r\n]++|"[a-z_]*+"|\{(?:[^{}"\r\n]++|"[a-z_]*+")*+\})*+\}'
 EVENT_START = rb'data: ?\{(?:"(?!choices"|error")[a-z_]++": ?' + _SCALAR + rb', ?)*+"choices": ?\[\{'
 EVENT_END = rb'\}\](?:, ?"(?!error")[a-z_]++": ?' + _SCALAR + rb")*+\}(?:\n\n|\r\n\r\n)"
 CHOICE_MEMBER = (
@@ -45,7 +45,7 @@ CHOICE_MEMBER = (
     + _FLAGS
     + rb")"
 )
-TEXT = rb'"((?:[^"\\]++|\\.)*+)"'
+TEXT = rb'"((?:[^"\\\r\n]++|\\[^\r\n])*+)"'
 
 # One choice, one text, no end and no usage: what nearly every chunk of a stream looks like, whoever serves it.
 _PLAIN_EVENT = re.compile(

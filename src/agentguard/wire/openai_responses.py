@@ -52,11 +52,11 @@ _CALLED_BY_TYPE = {
 }
 """Tools that the agent's side runs and the wire gives no name."""
 
-_SCALAR = rb'(?:null|"[^"\\]*+"|-?[0-9.]++|true|false|\[\])'
+_SCALAR = rb'(?:null|"[^"\\\r\n]*+"|-?[0-9.]++|true|false|\[\])'
 _PLAIN_EVENT = re.compile(
     rb"(?:event: ?[a-z_.]++\r?\n)?"
     rb'data: ?\{"type": ?"response\.(?!audio\.delta|shell_call_output)[a-z_.]+\.delta"'
-    rb'(?:, ?"(?!delta"|type")[a-z_]++": ?' + _SCALAR + rb')*+, ?"delta": ?"((?:[^"\\]++|\\.)*+)"'
+    rb'(?:, ?"(?!delta"|type")[a-z_]++": ?' + _SCALAR + rb')*+, ?"delta": ?"((?:[^"\\\r\n]++|\\[^\r\n])*+)"'
     rb'(?:, ?"(?!delta"|type")[a-z_]++": ?' + _SCALAR + rb")*+\}(?:\n\n|\r\n\r\n)"
 )
 _DULL_EVENT = re.compile(

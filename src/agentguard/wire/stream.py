@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from agentguard.wire.answer import Answer
     from agentguard.wire.family import Family
 
-_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+')
+_STRING = re.compile(rb'(?:[^"\\\r\n]++|\\[^\r\n])*+')
+"""The inside of a JSON string, as far as it goes: it ends before a quote or a line end."""
 
 _EVENTS_THAT_NAME_THE_RESPONSE = 4
 """So many events at most are parsed in search of the response's id; some servers send none."""
@@ -23,8 +24,8 @@ _EVENTS_THAT_NAME_THE_RESPONSE = 4
 class StreamScan:
     """Follows one response stream. How the stream is cut into chunks changes nothing of what is found.
 
-    An event of the family's plain shape (it carries text and nothing else) is counted by one regular expression and never
-    parsed. Every other event is parsed: they are few.
+    A plain event (it carries text and nothing else) is never parsed: it has the bytes of the plain event before it around its
+    text, or the family's regular expression matches it. Every other event is parsed: they are few.
 
     Args:
         family: The wire format.
@@ -121,19 +122,16 @@ class StreamScan:
             if not chunk.startswith(neck, begin) or not chunk[number:begin].isdigit():
                 return 0
             begin += len(neck)
-        quote = chunk.find(b'"', begin)
-        has_escapes = chunk.find(b"\\", begin, quote) >= 0
-        if has_escapes:
-            quote = _STRING.match(chunk, begin).end()  # type: ignore[union-attr]  # it matches the empty string too
+        quote = _end_of_string(chunk, begin)
         if not chunk.startswith(tail, quote):
             return 0
         after = quote + len(tail)
         if end:
-            # An escaped quote in the padding cannot be taken for its end: `end` has line ends, which no JSON string has.
-            after = chunk.find(b'"', after)
+            after = _end_of_string(chunk, after)
             if not chunk.startswith(end, after):
                 return 0
             after += len(end)
+        has_escapes = chunk.find(b"\\", begin, quote) >= 0
         self._count(unescaped_length(chunk[begin:quote]) if has_escapes else quote - begin)
         return after
 
@@ -195,3 +193,8 @@ class StreamScan:
             self._draft.fail()
         self._whole = self._family.read_response(body)
         self.output_bytes = self._whole.text_bytes
+
+
+def _end_of_string(data: bytes, start: int) -> int:
+    """Where the JSON string ends whose inside begins at `start`."""
+    return _STRING.match(data, start).end()  # type: ignore[union-attr]  # it matches the empty string too
