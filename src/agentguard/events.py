@@ -211,3 +211,6 @@ class SpanObserver(Observer, Protocol):
 
     def current(self, span: Any, /) -> AbstractContextManager[object]:  # noqa: ANN401 - what `begin` returned
         """Make the span current for the duration of a block, in one frame."""
+
+    def leave_usage(self, span: Any, /) -> None:
+        """Leave usage to another span of the same call: that of an SDK that traces natively."""

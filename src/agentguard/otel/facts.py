@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote
 
 from agentguard import errors
 from agentguard.core.call import HTTPCall, LLMCall
@@ -100,10 +99,10 @@ def _host(target: Target) -> str:
 
 
 def _without_values(query: str) -> str:
-    query = query.partition("#")[0]
-    if not query:
-        return ""
-    return "?" + "&".join(f"{quote(name)}={REDACTED}" for name, _ in parse_qsl(query, keep_blank_values=True) or [(REDACTED, "")])
+    """The names of a query. What has no `=` is a value as well: `?SECRET`."""
+    pairs = [pair.partition("=") for pair in query.partition("#")[0].split("&") if pair]
+    shown = [f"{name}={REDACTED}" if equals else REDACTED for name, equals, _ in pairs]
+    return f"?{'&'.join(shown)}" if shown else ""
 
 
 def of_request(request: object, provider: str = "") -> Attributes:
