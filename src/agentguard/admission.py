@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from agentguard.core.rights import Rights
     from agentguard.events import Attempt
     from agentguard.guard import Guard
-    from agentguard.wire.family import Answer, Family
+    from agentguard.wire.answer import Answer
+    from agentguard.wire.family import Family
 
 CURRENT: contextvars.ContextVar[Admission | None] = contextvars.ContextVar("agentguard_admission", default=None)
 """The call in progress: lower seams add hops to it instead of admitting it again."""

@@ -7,6 +7,7 @@ responses, beta resources, `client.post`. Retries happen inside, so three attemp
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -70,6 +71,12 @@ def _with_body(options: Any, body: dict[str, Any] | None) -> Any:
     return changed
 
 
+@functools.cache
+def _library_below(client: type) -> str:
+    """The library of an HTTP client, which the SDKs subclass: httpx or httpx2."""
+    return next((name for base in client.__mro__ if (name := base.__module__.partition(".")[0]) in {"httpx", "httpx2"}), "")
+
+
 def _is_seen(guard: Guard, options: Any) -> bool:
     """Whether a seam above us has this very call: a second seam on it passes it through."""
     current = CURRENT.get()
@@ -106,7 +113,7 @@ def _request(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Resol
             if guard is None or is_own_traffic() or _is_seen(guard, options):
                 return wrapped(*args, **kwargs)
             prepare(client)
-            verify(type(client._client).__module__)  # noqa: SLF001 - the HTTP client below us
+            verify(_library_below(type(client._client)))  # noqa: SLF001 - the HTTP client below us
             reading = _read(client, options)
             admitted = guard.begin(reading.call)
             try:
@@ -133,7 +140,7 @@ def _arequest(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Reso
             if guard is None or is_own_traffic() or _is_seen(guard, options):
                 return await wrapped(*args, **kwargs)
             prepare(client)
-            verify(type(client._client).__module__)  # noqa: SLF001 - the HTTP client below us
+            verify(_library_below(type(client._client)))  # noqa: SLF001 - the HTTP client below us
             reading = _read(client, options)
             admitted = await guard.abegin(reading.call)
             try:

@@ -18,7 +18,7 @@ _NAMES = {
 }
 
 _BY_HOST: dict[str, str] = {}
-_BY_SUFFIX: dict[str, str] = {".cognitiveservices.azure.com": "azure.ai.openai"}
+_BY_SUFFIX: dict[str, str] = {".openai.azure.com": "azure.ai.openai", ".cognitiveservices.azure.com": "azure.ai.openai"}
 for _word, _patterns in PROVIDER_HOSTS.items():
     for _pattern in _patterns:
         _known = _BY_SUFFIX if _pattern.startswith("*") else _BY_HOST
