@@ -1,0 +1,64 @@
+"""What starting costs, in CPU of a fresh process, beside `import opentelemetry.sdk.trace` in the same run.
+
+    python benchmarks/bench_startup.py [rounds]
+
+Each figure is the median over rounds of user + system time of a child, less that of a bare interpreter; rounds are interleaved.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+POLICY = """
+version: 1
+agents:
+  - name: bench
+    external_calls: {allowed_domains: [api.example.com], blocked_domains: ["*"]}
+    llm: {providers: [openai]}
+    budgets: [{limit: 100000 tokens}, {limit: $5.00, every: day}]
+"""
+
+TARGETS = {"import agentguard": 0.7, "instrument() without a policy": 3.0, "instrument() with a policy file": 4.5}
+
+
+def cpu_ms(code: str, directory: str) -> float:
+    """CPU of a fresh interpreter that runs this, in milliseconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "AGENTGUARD_STATE_DIR": str(Path(directory) / "state")}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=directory, env=environment, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1000
+
+
+def main(rounds: int) -> None:
+    """Run all starts, and print them against their targets."""
+    with tempfile.TemporaryDirectory() as bare, tempfile.TemporaryDirectory() as written:
+        (Path(written) / "agentguard.yaml").write_text(POLICY, encoding="utf-8")
+        starts = {
+            "bare interpreter": ("pass", bare),
+            "import opentelemetry.sdk.trace": ("import opentelemetry.sdk.trace", bare),
+            "import agentguard": ("import agentguard", bare),
+            "instrument() without a policy": ("import agentguard; agentguard.instrument()", bare),
+            "instrument() with a policy file": ("import agentguard; agentguard.instrument('agentguard.yaml')", written),
+        }
+        samples: dict[str, list[float]] = {name: [] for name in starts}
+        for _ in range(rounds + 1):
+            for name, (code, directory) in starts.items():
+                samples[name].append(cpu_ms(code, directory))
+    medians = {name: statistics.median(values[1:]) for name, values in samples.items()}
+    floor = medians["bare interpreter"]
+    unit = medians["import opentelemetry.sdk.trace"] - floor
+    for name, value in medians.items():
+        ratio = f"{(value - floor) / unit:5.2f} x" if name != "bare interpreter" else ""
+        target = f"target <= {TARGETS[name]}" if name in TARGETS else ""
+        print(f"{name:34} {value - floor:8.1f} ms   {ratio:8} {target}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)
