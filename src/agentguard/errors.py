@@ -86,7 +86,7 @@ class Denied(AgentGuardError):
     @classmethod
     def plain_type(cls) -> type[Denied]:
         """This denial's own class, without the bases of an SDK that `integrations` may have mixed in."""
-        return next(base for base in cls.__mro__ if base.__module__ == __name__ and issubclass(base, Denied))
+        return next(base for base in cls.__mro__ if globals().get(base.__name__) is base and issubclass(base, Denied))
 
 
 def _rebuild_denied(kind: type[Denied], decision: Decision, call: Call | None) -> Denied:
