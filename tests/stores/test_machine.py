@@ -1,4 +1,4 @@
-"""Any order of everything: each store against a ledger that keeps every grant and adds them up, and the stores against each other."""
+"""Any order of everything: each store against a ledger that keeps every grant and adds them up, and store against store."""
 
 from __future__ import annotations
 

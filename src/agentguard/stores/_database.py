@@ -53,6 +53,10 @@ _REMEDIES = {
 }
 
 
+class _Busy(Exception):
+    """It is somebody else's turn."""
+
+
 class Schema(NamedTuple):
     """What is in a file: its mark, its version, and the statements that make it."""
 
@@ -89,26 +93,21 @@ class Database:
         Raises:
             StoreUnavailable: The lock was not free in time, or the file cannot be read or written.
         """
-        until = time.monotonic() + LOCK_WAIT_SECONDS
-        if not self._mutex.acquire(timeout=LOCK_WAIT_SECONDS):
-            raise self._stuck()
         try:
-            while not self._begin():
-                if time.monotonic() > until:
-                    raise self._stuck()
-                time.sleep(_LOCK_PAUSE_SECONDS)
-            return self._finish(verb, *args, **kwargs)
-        finally:
-            self._mutex.release()
+            return self._run(LOCK_WAIT_SECONDS, verb, *args, **kwargs)
+        except _Busy:
+            raise StoreUnavailable(
+                f"no decision was made: another process or thread has held the lock of {self.path!r} "
+                f"for {LOCK_WAIT_SECONDS:g} s, where 0.1 ms is usual; it may have been stopped.\n"
+                f"  `fuser {self.path}.lock` names it: let it go on, or kill it (nothing is lost)."
+            ) from None
 
     def try_run(self, verb: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
         """The same if it is nobody else's turn; None otherwise. Never waits for anybody."""
-        if not self._mutex.acquire(blocking=False):
-            return None
         try:
-            return self._finish(verb, *args, **kwargs) if self._begin() else None
-        finally:
-            self._mutex.release()
+            return self._run(0.0, verb, *args, **kwargs)
+        except _Busy:
+            return None
 
     def version(self) -> object:
         """A value that differs from the last one when another process has written since. It may differ without a change."""
@@ -147,49 +146,49 @@ class Database:
 
     # --- one transaction --------------------------------------------------------------------------------------------
 
-    def _begin(self) -> bool:
-        """Take the lock and begin; False when it is somebody else's turn."""
+    def _run(
+        self, patience: float, verb: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        until = time.monotonic() + patience
+        if not self._mutex.acquire(timeout=patience):
+            raise _Busy
+        try:
+            while (db := self._begin()) is None:
+                if time.monotonic() >= until:
+                    raise _Busy  # noqa: TRY301 - cleaned up below like any other way out
+                time.sleep(_LOCK_PAUSE_SECONDS)
+            answer = verb(db, *args, **kwargs)
+            db.execute("COMMIT")
+            self._lock.release()  # type: ignore[union-attr]  # `_begin` took it
+            return answer
+        except BaseException as error:
+            self._disconnect()  # rolls back and frees the lock, wherever we were: a Ctrl-C must not leave it to others
+            if isinstance(error, OSError | sqlite3.Error):
+                raise self._unavailable(error) from error
+            raise
+        finally:
+            self._mutex.release()
+
+    def _begin(self) -> sqlite3.Connection | None:
+        """Take the lock and begin; None when it is somebody else's turn."""
         if self._pid != os.getpid():
             raise StoreUnavailable(
                 f"no decision was made: this process was forked in the middle of a decision, or by a call that Python does not "
                 f"see, and must not use the connection to {self.path!r} that it inherited.\n  Make a new guard after the fork."
             )
+        if self._lock is None:
+            self._lock = HostLock(f"{self.path}.lock")
+        if not self._lock.try_acquire():
+            return None
         try:
-            if self._lock is None:
-                self._lock = HostLock(f"{self.path}.lock")
-            if not self._lock.try_acquire():
-                return False
-        except OSError as error:
-            raise self._unavailable(error) from error
-        try:
-            self._connected().execute("BEGIN IMMEDIATE")
-        except (OSError, sqlite3.Error) as error:
+            db = self._connected()
+            db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_BUSY:
+                raise
             self._lock.release()
-            if isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_BUSY:
-                return False
-            self._disconnect()
-            raise self._unavailable(error) from error
-        except StoreUnavailable:
-            self._disconnect()
-            raise
-        return True
-
-    def _finish(self, verb: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        db, lock = self._db, self._lock
-        assert db is not None  # noqa: S101 - `_begin` was True
-        assert lock is not None  # noqa: S101
-        try:
-            answer = verb(db, *args, **kwargs)
-            db.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._disconnect()  # rolls back, and leaves nothing of the fault to the next transaction
-            raise self._unavailable(error) from error
-        except BaseException:
-            db.rollback()
-            lock.release()
-            raise
-        lock.release()
-        return answer
+            return None
+        return db
 
     def _connected(self) -> sqlite3.Connection:
         """The connection, to the file that the path names now: in one that was removed under us nobody else counts."""
@@ -252,19 +251,14 @@ class Database:
         """Close what is open; the kernel takes back the lock with its descriptor."""
         db, self._db = self._db, None
         lock, self._lock = self._lock, None
-        if db is not None:
-            db.close()
-        if lock is not None:
-            lock.close()
+        try:
+            if db is not None:
+                db.close()
+        finally:
+            if lock is not None:
+                lock.close()
 
     # --- faults -----------------------------------------------------------------------------------------------------
-
-    def _stuck(self) -> StoreUnavailable:
-        return StoreUnavailable(
-            f"no decision was made: another process or thread has held the lock of {self.path!r} for {LOCK_WAIT_SECONDS:g} s, "
-            f"where 0.1 ms is usual; it may have been stopped.\n"
-            f"  `fuser {self.path}.lock` names it: let it go on, or kill it (nothing is lost)."
-        )
 
     def _unavailable(self, error: OSError | sqlite3.Error) -> StoreUnavailable:
         if isinstance(error, sqlite3.Error):

@@ -133,7 +133,7 @@ class Store(Protocol):
         """Stop a subject, or restore it. Returns the epoch, which grows with every change."""
 
     def isolations(self) -> Sequence[Isolation]:
-        """The subjects that are isolated now."""
+        """The subjects that are isolated now, oldest first."""
 
     def watch(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after settlements and isolations, by whatever process, at most 20 ms late.

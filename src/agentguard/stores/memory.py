@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agentguard.core.limits import RefusalKind, Refused, Row, charge, give
@@ -54,8 +55,9 @@ class MemoryStore:
         """Drop rows."""
         with self._lock:
             for key in keys:
-                self._rows.pop(key, None)
-                self._registered.pop(key, None)
+                if (registered := self._registered.pop(key, None)) is not None:
+                    forgotten = self._rows.pop(key)
+                    forgotten.configure(replace(registered.limit, warn_at=()))  # calls that still hold some of it tell no step
 
     def reserve(self, request: Reserve) -> Granted | Refused:
         """Take all charges of a call or none."""
@@ -117,9 +119,9 @@ class MemoryStore:
         return epoch
 
     def isolations(self) -> Sequence[Isolation]:
-        """The subjects that are isolated now."""
+        """The subjects that are isolated now, oldest first."""
         with self._lock:
-            return list(self._isolated.values())
+            return sorted(self._isolated.values(), key=lambda isolation: (isolation.at, isolation.subject))
 
     def watch(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after settlements and isolations."""

@@ -146,10 +146,9 @@ class SqliteStore:
         return epoch
 
     def isolations(self) -> Sequence[Isolation]:
-        """The subjects that are isolated now."""
-        return self._database.run(
-            lambda db: [Isolation(*row) for row in db.execute("SELECT subject, by, why, at FROM isolations")]
-        )
+        """The subjects that are isolated now, oldest first."""
+        select = "SELECT subject, by, why, at FROM isolations ORDER BY at, subject"
+        return self._database.run(lambda db: [Isolation(*row) for row in db.execute(select)])
 
     def watch(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after settlements and isolations: those of this process at once, others within two polls."""

@@ -1,0 +1,201 @@
+"""The file behind SQLite: what is in it, who may read it, and what happens when it cannot be used."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from agentguard.core.limits import Amounts, Charge, LimitRow, RefusalKind
+from agentguard.errors import StoreUnavailable
+from agentguard.policy.model import Limit, Per, Unit
+from agentguard.stores.base import GRANTED, Reserve
+from agentguard.stores.sqlite import IDLE_SECONDS, SqliteStore
+
+WORKER = Path(__file__).with_name("worker.py")
+TOKENS = LimitRow.of("agent:a", Limit(amount=10**9, unit=Unit.TOKENS))
+
+
+def one(name: str) -> Reserve:
+    return Reserve(name, (Charge(TOKENS.key, 1),))
+
+
+def test_counts_survive_the_store(path, clock):
+    first = SqliteStore(path, clock)
+    first.register([TOKENS])
+    first.reserve(one("1"))
+    first.settle("1", Amounts(tokens=5))
+    first.reserve(one("2"))
+    first.close()
+
+    second = SqliteStore(path, clock)
+
+    assert [(balance.spent, balance.held) for balance in second.read([TOKENS.key])] == [(5, 1)]
+    assert second.settle("2", Amounts(tokens=2)).first
+    second.close()
+
+
+def test_a_closed_store_opens_anew_when_it_is_asked(sqlite):
+    sqlite.register([TOKENS])
+    sqlite.close()
+    sqlite.close()
+
+    assert sqlite.reserve(one("1")) is GRANTED
+
+
+def test_the_files_are_the_owners(sqlite, path):
+    sqlite.register([TOKENS])
+
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+
+    assert modes == dict.fromkeys([path.name, f"{path.name}-wal", f"{path.name}-shm", f"{path.name}.lock"], 0o600)
+
+
+def test_the_log_stays_small(sqlite, path):
+    sqlite.register([TOKENS])
+    for number in range(5000):
+        sqlite.reserve(one(str(number)))
+
+    assert Path(f"{path}-wal").stat().st_size < 8 << 20
+
+
+def test_rows_of_sessions_that_are_long_idle_are_dropped_and_no_others(sqlite, clock):
+    idle = {per: LimitRow.of(f"{per}:x", Limit(amount=9, unit=Unit.TOKENS, per=per)) for per in Per}
+    used = LimitRow.of("session:y", Limit(amount=9, unit=Unit.TOKENS, per=Per.SESSION))
+    sqlite.register([*idle.values(), used])
+    sqlite.sweep()
+    clock.advance(IDLE_SECONDS)
+    sqlite.reserve(Reserve("1", (Charge(used.key, 1),)))
+    clock.advance(1)
+
+    sqlite.sweep()
+
+    kept = {row.subject.partition(":")[0] for row, _ in sqlite.rows() if row.subject.endswith(":x")}
+    assert kept == {per.value for per in Per} - {"session", "interaction", "call"}
+    assert used in dict(sqlite.rows())
+    assert sqlite.reserve(Reserve("2", (Charge(idle[Per.SESSION].key, 1),))).kind is RefusalKind.UNREGISTERED
+
+
+def test_a_file_removed_under_us_is_a_store_that_knows_no_rows(sqlite, path):
+    sqlite.register([TOKENS])
+    for file in path.parent.iterdir():
+        file.unlink()
+    sqlite._database._look_at = 0.0
+
+    refused = sqlite.reserve(one("1"))
+
+    assert refused.kind is RefusalKind.UNREGISTERED
+    assert path.exists()
+
+
+def test_a_schema_of_a_newer_agentguard_is_refused(path):
+    SqliteStore(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 2")
+    db.close()
+
+    with pytest.raises(StoreUnavailable, match=r"written by a newer agentguard \(its version is 2, this one reads 1\)"):
+        SqliteStore(path)
+
+
+def test_the_database_of_another_program_is_refused_and_left_alone(path):
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE theirs (x)")
+    db.close()
+    before = path.read_bytes()
+
+    with pytest.raises(StoreUnavailable, match="database of another program"):
+        SqliteStore(path)
+
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to look at" * 100, b"short"])
+def test_a_file_that_is_no_database_is_refused_and_left_alone(path, content):
+    path.write_bytes(content)
+
+    with pytest.raises(StoreUnavailable, match=r"counters.sqlite' cannot be used: .*\n.*Restore it from a backup"):
+        SqliteStore(path)
+
+    assert path.read_bytes() == content
+
+
+def test_a_file_that_is_damaged_while_in_use_raises_and_never_opens(path):
+    store = SqliteStore(path)
+    store.register([LimitRow.of(f"agent:{number}", TOKENS.limit) for number in range(200)])
+    store.close()
+    with path.open("r+b") as file:
+        file.seek(2048)
+        file.write(b"\xff" * (path.stat().st_size - 2048))
+
+    with pytest.raises(StoreUnavailable, match="Restore it from a backup"):
+        SqliteStore(path).reserve(Reserve("1", (Charge("agent:7|tokens|life|all", 1),)))
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(StoreUnavailable, match=r"absent/counters.sqlite' cannot be used: .*No such file"):
+        SqliteStore(tmp_path / "absent" / "counters.sqlite")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("lock_mode", [0o444, 0o666])
+def test_a_file_that_may_not_be_written_is_named(lock_mode):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "counters.sqlite")
+        SqliteStore(path).close()
+        Path(folder).chmod(0o755)
+        path.chmod(0o444)
+        Path(f"{path}.lock").chmod(lock_mode)
+
+        said = subprocess.run([sys.executable, WORKER, "without_rights", path], check=True, capture_output=True, text=True).stdout
+
+    assert said.startswith("StoreUnavailable no decision was made: the counters in")
+    assert "Make the file and its folder writable" in said
+
+
+def test_a_full_disk_refuses_and_what_was_counted_stays(sqlite, path):
+    sqlite.register([TOKENS])
+    sqlite.reserve(one("1"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = Path(f"{path}-wal").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 1000, hard))  # Python ignores SIGXFSZ: a write just fails
+    try:
+        with pytest.raises(StoreUnavailable, match=r"cannot be used: .*\n.*Free space on its disk"):
+            any(sqlite.reserve(one(f"more-{number}")) is None for number in range(100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert sqlite.read([TOKENS.key])[0].held == 1
+    assert sqlite.reserve(one("2")) is GRANTED
+
+
+def test_a_lock_that_a_shell_holds_is_waited_for_and_then_an_error(sqlite, path):
+    shell = sqlite3.connect(path, isolation_level=None)
+    shell.execute("BEGIN IMMEDIATE")
+
+    assert sqlite.try_reserve(one("1")) is None
+    with pytest.raises(StoreUnavailable, match="has held the lock"):
+        sqlite.reserve(one("1"))
+    shell.close()
+
+    assert sqlite.reserve(one("1")).kind is RefusalKind.UNREGISTERED
+
+
+def test_an_error_in_the_middle_of_a_verb_leaves_nothing_behind(sqlite):
+    sqlite.register([TOKENS])
+
+    def half(db) -> None:
+        db.execute("DELETE FROM counters")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sqlite._database.run(half)
+
+    assert sqlite.reserve(one("1")) is GRANTED
