@@ -57,10 +57,10 @@ PROGRAM = """
 CANARY = b"sk-canary-7f3a"
 
 
-def run(**variables):
+def run(program=PROGRAM, **variables):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM)],
+        [sys.executable, "-c", textwrap.dedent(program)],
         env={**clean, **variables},
         capture_output=True,
         text=True,
@@ -102,3 +102,26 @@ def test_prompts_leave_when_the_user_asks_for_them(collector):
     assert captured["gen_ai.input.messages"] == '[{"role": "user", "parts": [{"type": "text", "content": "sk-canary-7f3a"}]}]'
     assert captured["gen_ai.system_instructions"] == '[{"type": "text", "content": "sk-canary-7f3a"}]'
     assert "sk-canary" not in captured.get("url.full", "")
+
+
+def test_a_guarded_program_reaches_its_collector_though_the_policy_does_not_name_it(collector, provider):
+    program = f"""
+        import agentguard, openai
+        from agentguard.policy import Policy
+
+        here = "{provider.host}:{provider.port}"
+        egress = {{"allowed_domains": [here], "allow_private": True}}
+        agent = {{"name": "bot", "llm": {{"providers": ["openai"]}}, "external_calls": egress}}
+        policy = Policy.from_mapping({{"version": 1, "mode": "enforce", "agents": [agent]}})
+        with agentguard.instrument(policy, store="memory://"):
+            client = openai.OpenAI(base_url="{provider.url("/v1")}", api_key="sk-test")
+            client.chat.completions.create(model="gpt-4o-mini", messages=[{{"role": "user", "content": "hello"}}])
+    """
+
+    done = run(program, OTEL_EXPORTER_OTLP_ENDPOINT=collector.http)
+    collector.wait_for(lambda: len(collector.spans()) >= 2)
+
+    assert done.stderr == ""
+    assert {span.name for _, span in collector.spans()} == {"chat gpt-4o-mini", "POST"}
+    assert {resource["service.name"] for resource, _ in collector.spans()} == {"bot"}
+    assert provider.calls == 1

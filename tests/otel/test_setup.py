@@ -11,10 +11,12 @@ import time
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
+from agentguard.core.call import HTTPCall, Usage
+from agentguard.events import Attempt
 from agentguard.otel.setup import set_up
 from agentguard.testing.server import Recorder
 
-from .conftest import BOT, CHAT
+from .conftest import BOT, CHAT, OPENAI, START
 
 
 def run(program, **variables):
@@ -213,3 +215,25 @@ def test_our_exporters_are_exempt_from_our_seams_and_nothing_else_is():
     assert seen == [True]
     assert not OWN_TRAFFIC.get()
     assert isinstance(exempt, Exporter)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("", "operation"), ("legacy", "operation"), ("NEW", "inference"), ("both", "operation")],
+)
+def test_a_variable_chooses_the_names_of_metrics(monkeypatch, measured, settled, word, expected):
+    monkeypatch.setenv("AGENTGUARD_METRIC_NAMES", word)
+
+    set_up(meter_provider=measured.provider).metrics(settled())
+
+    assert f"gen_ai.client.{expected}.duration" in measured()
+
+
+def test_a_variable_leaves_http_to_others(monkeypatch, written, settled):
+    monkeypatch.setenv("AGENTGUARD_HTTP_SPANS", "false")
+    call = HTTPCall("GET", OPENAI)
+    sent = (Attempt("GET", OPENAI, START, START + 1, 200),)
+
+    set_up(tracer_provider=written.provider).spans(settled(call=call, usage=Usage(), attempts=sent))
+
+    assert written.spans == ()

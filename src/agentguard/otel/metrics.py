@@ -57,9 +57,12 @@ class Metrics:
         self._tool_seconds = _seconds(meter, names.EXECUTE_TOOL_DURATION, "Duration of a tool's run.")
         self._agent_seconds = _seconds(meter, names.INVOKE_AGENT_DURATION, "Duration of invocations.", names.AGENT_SECONDS)
         self._http_seconds = _seconds(meter, names.HTTP_REQUEST_DURATION, "Duration of HTTP client requests.", names.HTTP_SECONDS)
-        self._decisions = meter.create_counter(names.POLICY_DECISIONS, "{decision}", "Decisions of the policy.")
-        self._cost = meter.create_counter(names.COST, "USD", "What LLM calls have cost.")
+        self._decisions: dict[tuple[str, str, str], int] = {}
+        self._nanos: dict[tuple[str, str, str], int] = {}
         self._dropped: list[Callable[[], int]] = []
+        # Read when metrics are collected: an addition to a dict costs a tenth of one to a counter of the SDK.
+        meter.create_observable_counter(names.POLICY_DECISIONS, [self._count_decisions], "{decision}", "Decisions of the policy.")
+        meter.create_observable_counter(names.COST, [self._count_cost], "USD", "What LLM calls have cost.")
         meter.create_observable_counter(names.EVENTS_DROPPED, [self._count_dropped], "{event}", "Events that were lost.")
         self._http_metrics = http_metrics
 
@@ -70,6 +73,21 @@ class Metrics:
     def _count_dropped(self, _: CallbackOptions) -> Iterable[Observation]:
         return [Observation(sum(count() for count in self._dropped))] if self._dropped else []
 
+    def _count_decisions(self, _: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(count, _without_blanks({names.DECISION: decision, names.REASON: reason, names.AGENT_NAME: agent}))
+            for (decision, reason, agent), count in list(self._decisions.items())
+        ]
+
+    def _count_cost(self, _: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(
+                facts.dollars(nanos),
+                _without_blanks({names.PROVIDER_NAME: provider, names.REQUEST_MODEL: model, names.AGENT_NAME: agent}),
+            )
+            for (provider, model, agent), nanos in list(self._nanos.items())
+        ]
+
     def __call__(self, event: Event) -> None:
         """Record an event."""
         if isinstance(event, CallSettled):
@@ -79,21 +97,20 @@ class Metrics:
                 for attempt in event.attempts:
                     self._attempt(attempt)
         elif isinstance(event, CallAdmitted):
-            self._decided(names.ALLOW, None, event.caller.agent)
+            self._decided(names.ALLOW, "", event.caller.agent)
         elif isinstance(event, CallDenied):
-            reason = None if event.decision.reason is None else event.decision.reason.value
+            reason = "" if event.decision.reason is None else event.decision.reason.value
             self._decided(names.DENY if event.enforced else names.WOULD_DENY, reason, event.caller.agent)
         elif isinstance(event, ScopeEnded):
             self._scope(event)
 
     def _inference(self, event: CallSettled, call: LLMCall) -> None:
-        attributes = facts.of_call(call, None)
-        agent = {} if event.caller.agent is None else {names.AGENT_NAME: event.caller.agent}
         if event.nanos:
-            paid = {names.PROVIDER_NAME: call.provider, names.REQUEST_MODEL: call.model, **agent}
-            self._cost.add(facts.dollars(event.nanos), paid)
+            whose = call.provider, call.model, event.caller.agent or ""
+            self._nanos[whose] = self._nanos.get(whose, 0) + event.nanos
         if isinstance(event.span, Opened) and event.span.elsewhere is Elsewhere.USAGE_AND_METRICS:
             return  # the instrumentation around us measures the same call under the same names
+        attributes = facts.of_call(call, None)
         if event.answer is not None and event.answer.response_model:
             attributes[names.RESPONSE_MODEL] = event.answer.response_model
         seconds = max(event.at - event.started, 0.0)
@@ -114,13 +131,9 @@ class Metrics:
             attributes.pop(unbounded, None)
         self._http_seconds.record(max(attempt.ended - attempt.started, 0.0), attributes)
 
-    def _decided(self, decision: str, reason: str | None, agent: str | None) -> None:
-        attributes = {names.DECISION: decision}
-        if reason is not None:
-            attributes[names.REASON] = reason
-        if agent is not None:
-            attributes[names.AGENT_NAME] = agent
-        self._decisions.add(1, attributes)
+    def _decided(self, decision: str, reason: str, agent: str | None) -> None:
+        key = decision, reason, agent or ""
+        self._decisions[key] = self._decisions.get(key, 0) + 1
 
     def _scope(self, event: ScopeEnded) -> None:
         attributes = facts.of_scope(event.kind, event.name)
@@ -131,6 +144,10 @@ class Metrics:
             attributes[names.ERROR_TYPE] = facts.error_type(event.error)
         histogram = self._tool_seconds if event.kind == names.EXECUTE_TOOL else self._agent_seconds
         histogram.record(max(event.at - event.started, 0.0), attributes)
+
+
+def _without_blanks(attributes: Attributes) -> Attributes:
+    return {name: value for name, value in attributes.items() if value}
 
 
 class _Legacy(NamedTuple):

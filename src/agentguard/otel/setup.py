@@ -16,7 +16,7 @@ from opentelemetry import trace
 from agentguard.otel import semconv as names
 from agentguard.otel.content import content_asked_for
 from agentguard.otel.exporters import Signal, is_asked_for, is_wanted, metric_exporter, span_exporter
-from agentguard.otel.metrics import Metrics
+from agentguard.otel.metrics import MetricNames, Metrics
 from agentguard.otel.spans import Spans
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def set_up(
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
     logger_provider: LoggerProvider | None = None,
-    metric_names: str = "legacy",
+    metric_names: str | None = None,
     capture_content: str | None = None,
-    http_spans: bool = True,
+    http_spans: bool | None = None,
 ) -> Telemetry:
     """Make the observers of spans and metrics.
 
@@ -96,14 +96,19 @@ def set_up(
         tracer_provider: Where spans go instead of the global provider.
         meter_provider: Where metrics go instead.
         logger_provider: Where the events `agentguard.policy.decision` go instead.
-        metric_names: `legacy`, `new` or `dup`.
+        metric_names: `legacy`, `new` or `dup`; None: AGENTGUARD_METRIC_NAMES, or `legacy`.
         capture_content: A word of OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT, which stands in when it is None.
-        http_spans: Whether HTTP requests get spans and metrics of their own.
+        http_spans: Whether HTTP requests get spans and metrics of their own; None: unless AGENTGUARD_HTTP_SPANS is `false`.
+
+    Raises:
+        ValueError: `metric_names` is none of the three.
     """
+    if http_spans is None:
+        http_spans = os.environ.get("AGENTGUARD_HTTP_SPANS", "").strip().lower() not in {"0", "false"}
     is_app_traced = tracer_provider is not None or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
     telemetry = Telemetry(
         Spans(tracer_provider, logger_provider, content=content_asked_for(capture_content), http_spans=http_spans),
-        Metrics(meter_provider, metric_names=metric_names, http_metrics=http_spans),
+        Metrics(meter_provider, metric_names=metric_names or _metric_names(), http_metrics=http_spans),
     )
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return telemetry
@@ -119,6 +124,13 @@ def set_up(
     if meter_provider is None and is_metering_asked_for and is_wanted(Signal.METRICS, endpoint) and _has_no_meter_provider():
         _build_metering(telemetry, resource or _resource(service_name), endpoint)
     return telemetry
+
+
+def _metric_names() -> str:
+    word = os.environ.get("AGENTGUARD_METRIC_NAMES", "").strip().lower()
+    if word and word not in set(MetricNames):  # a fault of telemetry's settings stops no program
+        logger.warning("agentguard: AGENTGUARD_METRIC_NAMES=%r is none of %s", word, ", ".join(MetricNames))
+    return word if word in set(MetricNames) else MetricNames.LEGACY
 
 
 def _resource(service_name: str | None) -> Resource:
