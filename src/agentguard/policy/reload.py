@@ -46,14 +46,15 @@ def _named(folder: Path, name: str, by: str) -> Path:
 
 
 def _pyproject(path: Path) -> Path | None:
-    from agentguard.policy.load.toml import has_policy
-
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # A look before the parser: most projects have a pyproject.toml and no policy in it.
-    return path if "agentguard" in text and has_policy(text) else None
+    if "agentguard" not in text:  # a look before the parser: most projects have a pyproject.toml and no policy in it
+        return None
+    from agentguard.policy.load.toml import has_policy
+
+    return path if has_policy(text) else None
 
 
 class _Stamp(NamedTuple):
@@ -141,7 +142,12 @@ class PolicyFile:
     def _parse(self, content: bytes) -> Policy:
         from agentguard.policy.load import from_file
 
-        return from_file(self.path, content)
+        return from_file(_shown(self.path), content)
+
+
+def _shown(path: Path) -> str:
+    """The path as messages name it: from the working directory on, when it lies below."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _digest(content: bytes) -> bytes:
