@@ -7,8 +7,10 @@ that load. A block that cannot run is skipped where a reader of the source sees 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sybil import Sybil
@@ -27,11 +29,18 @@ def load_policy(example: Example) -> None:
     Policy.from_yaml(file)
 
 
-@pytest.fixture
-def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def enter_own_folder(namespace: dict[str, Any]) -> None:
     """Give a page its own folder: nothing that it writes stays, and no state of this machine changes what it prints."""
-    monkeypatch.setenv("AGENTGUARD_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
+    undo = namespace["_undo"] = ExitStack()
+    folder = undo.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
+    patch = undo.enter_context(pytest.MonkeyPatch.context())
+    patch.setenv("AGENTGUARD_STATE_DIR", str(Path(folder, "state")))
+    patch.chdir(folder)
+
+
+def leave_own_folder(namespace: dict[str, Any]) -> None:
+    """Go back to where the tests were started."""
+    namespace["_undo"].close()
 
 
 pytest_collect_file = Sybil(
@@ -42,5 +51,6 @@ pytest_collect_file = Sybil(
         SkipParser(),
     ],
     patterns=["README.md", "docs/*.md", "docs/*/*.md"],
-    fixtures=["own_folder"],
+    setup=enter_own_folder,
+    teardown=leave_own_folder,
 ).pytest()

@@ -36,7 +36,7 @@ class Act:
 
 ACTS = (
     Act("traffic", traffic, "Three agents work: openai and anthropic, plain, streamed and in asyncio."),
-    Act("exfiltrate", exfiltrate, "An injected instruction has a tool post a secret to paste.evil.test, by every way out."),
-    Act("race", race, "Fifty threads, then fifty asyncio tasks, ask at once; the budget has room for ten.", folds=True),
+    Act("exfiltrate", exfiltrate, "A prompt injection has a tool post a secret to paste.evil.test, every way."),
+    Act("race", race, "Fifty threads, then fifty asyncio tasks; the budget has room for ten calls.", folds=True),
     Act("stream-cut", stream_cut, "A provider ignores max_tokens; then a reader leaves a stream early."),
 )

@@ -161,7 +161,7 @@ def _notes(stage: Stage, policy: Policy) -> list[tuple[str, str]]:
     servers = f"llm.demo.test {_at(stage.provider)}, kb.demo.test {_at(stage.kb)}, paste.evil.test {_at(stage.attacker)}"
     return [
         ("clients", f"{_versions(('openai', 'anthropic', 'httpx2'))}, as published"),
-        ("servers", f"{servers}: all really listen, on loopback"),
+        ("servers", f"{servers}, all real"),
         ("policy", f"{len(policy.agents)} agents, each with a budget; paste.evil.test is not an allowed host"),
     ]
 

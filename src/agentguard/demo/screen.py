@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agentguard.demo.tape import Line
 
 WIDE = 110
-_STYLES = {"deny": "bold red", "cut": "bold red", "warn": "yellow"}
+_STYLES = {"deny": "bold red", "cut": "bold red", "leaked": "bold red", "warn": "yellow"}
 """Colour is for what was stopped, and for what comes near it."""
 
 
@@ -113,7 +113,7 @@ class Terminal:
         """Print what was measured, and what it comes to."""
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
         table.add_column("claim")
-        table.add_column("measured by the servers")
+        table.add_column("measured (servers' own logs)")
         table.add_column("holds")
         for fact in report.facts:
             table.add_row(Text(fact.claim), Text(fact.measured), Text("yes", "green") if fact.holds else Text("NO", "bold red"))
@@ -135,13 +135,12 @@ class Terminal:
             (_fit(line.decision, 7), style),
             " ",
         )
-        if is_wide:
-            row.append(f"{_fit(line.detail, 20)} {cost:>9}  ")
-            row.append(line.note, "dim")
-        elif cost:
-            row.append(f"{_fit(line.detail, 13)} {cost:>8}")
-        else:
-            row.append(_fit(line.detail, 22))
+        room = 13 if cost else max(len(line.detail), 13)
+        row.append(_fit(line.detail, room if is_wide or cost else 22))
+        row.append(f" {cost:>8}" if cost else "")
+        if is_wide and line.note:
+            row.append(f"  {line.note}", "dim")
+        row.truncate(self._console.width, overflow="ellipsis")
         row.rstrip()
         return row
 

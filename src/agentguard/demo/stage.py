@@ -119,9 +119,8 @@ class Stage:
 
 def arrival(name: str, request: RecordedRequest) -> Line:
     """What a server's log says of a request: not who made it."""
-    return Line(
-        request.time, "?", request.method, name, "arrived", request.path, "with the secret" if carries_secret(request) else ""
-    )
+    is_loot = name == "paste.evil.test" and carries_secret(request)
+    return Line(request.time, "?", request.method, name, "leaked" if is_loot else "arrived", request.path)
 
 
 def carries_secret(request: RecordedRequest) -> bool:

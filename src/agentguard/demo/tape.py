@@ -24,7 +24,7 @@ class Line(NamedTuple):
     Attributes:
         at: Unix seconds.
         agent, verb, target: Who, what, whom.
-        decision: `allow`, `deny`, `cut`, `left` (a stream that its reader left), `warn`, or `arrived` (in the control).
+        decision: `allow`, `deny`, `cut`, `left` (a stream that its reader left), `warn`; in the control `arrived` or `leaked`.
         detail: Tokens, a status, or the reason of a refusal.
         note: What is worth saying where there is room: the rule, and where it stands.
         nanos: What it cost, in nano-USD; None when it costs nothing.
@@ -115,7 +115,7 @@ def line_of_call(event: CallSettled, refusal: CallDenied | None) -> Line:
         )
     else:
         line = line._replace(detail=str((event.attempts and event.attempts[-1].status) or event.error))
-    return line if refusal is None else line._replace(note=_rule(refusal.decision), message=refusal.decision.message)
+    return line if refusal is None else line._replace(note=refusal.decision.rule, message=refusal.decision.message)
 
 
 _DECISIONS = {"cut": "cut", "abandoned": "left", "cancelled": "left"}
@@ -123,11 +123,7 @@ _DECISIONS = {"cut": "cut", "abandoned": "left", "cancelled": "left"}
 
 def _refused(line: Line, decision: Decision) -> Line:
     reason = decision.reason.value if decision.reason else "refused"
-    return line._replace(detail=f"{reason} {decision.place}".rstrip(), note=_rule(decision), message=decision.message)
-
-
-def _rule(decision: Decision) -> str:
-    return f"rule {decision.rule}"
+    return line._replace(detail=f"{reason} {decision.place}".rstrip(), note=decision.rule, message=decision.message)
 
 
 def _who(caller: Caller) -> str:
