@@ -123,6 +123,15 @@ def test_a_record_is_versioned_and_its_numbers_are_integers(event):
     assert all(type(number) is int for number in numbers(found))
 
 
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_every_kind_and_field_is_in_the_reference(event):
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "events.md").read_text()
+    found = record_of(event)
+
+    assert f"`{found['kind']}`" in text
+    assert [field for field in found if f"`{field}`" not in text] == []
+
+
 def test_a_settlement_says_what_was_used_and_what_it_cost():
     found = record_of(EVENTS[2])
 

@@ -10,7 +10,7 @@ from agentguard.core.decision import Effect
 from agentguard.core.rights import _opens, _provider_hosts
 from agentguard.core.wording import amount_text
 from agentguard.policy.hosts import HostRules
-from agentguard.policy.model import Rule
+from agentguard.policy.model import Per, Rule, Window
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from agentguard.core.limits import LimitRow
     from agentguard.core.rights import Rights
     from agentguard.policy.model import AgentPolicy
+
+
+UNCOUNTED = "counted when the call is made"
+"""What there is to say of a limit without its store."""
 
 
 class RuleTrace(NamedTuple):
@@ -46,9 +50,12 @@ class Counted(Protocol):
     """What a ledger says of one row, in the unit of its limit."""
 
     @property
-    def spent(self) -> int: ...
+    def spent(self) -> int:
+        """What settled calls have used."""
+
     @property
-    def held(self) -> int: ...
+    def held(self) -> int:
+        """What calls in flight hold."""
 
 
 def explain(
@@ -127,15 +134,7 @@ def _hosts_of(agent: AgentPolicy, target: Target) -> Iterator[RuleTrace]:
 
 
 def _scopes(call: Call, rights: Rights) -> Iterator[RuleTrace]:
-    asked: list[tuple[str, Rule | None]] = []
-    for resource in rights.policy.resources:
-        if (isinstance(call, ToolCall) and call.tool in resource.tools) or (
-            not isinstance(call, ToolCall) and _opens(resource, call.target)
-        ):
-            asked.append((resource.name, resource.rule))
-    if isinstance(call, ToolCall) and call.scope is not None:
-        asked.append((call.scope, None))
-    for scope, rule in asked:
+    for scope, rule in _asked_scopes(call, rights):
         for agent in rights.agents:
             has = scope in (agent.api_keys.scope or ())
             at = rule or _named("security.api_keys.scope", agent.api_keys.rule)
@@ -143,20 +142,32 @@ def _scopes(call: Call, rights: Rights) -> Iterator[RuleTrace]:
             yield RuleTrace(agent.name, at, scope, Effect.ALLOW if has else Effect.DENY, True, why)
 
 
+def _asked_scopes(call: Call, rights: Rights) -> Iterator[tuple[str, Rule | None]]:
+    for resource in rights.policy.resources:
+        if call.tool in resource.tools if isinstance(call, ToolCall) else _opens(resource, call.target):
+            yield resource.name, resource.rule
+    if isinstance(call, ToolCall) and call.scope is not None:
+        yield call.scope, None
+
+
 def _limits(call: Call, caller: Caller, rights: Rights, counted: Mapping[str, Counted] | None) -> Iterator[RuleTrace]:
     for limit in rights.call_limits:
         if isinstance(call, LLMCall):
             yield RuleTrace("", limit.rule, f"{amount_text(limit.amount, limit.unit)} per call", None, why="judged by its size")
     for row in rights.account(call, caller).rows:
-        yield _limit(row, None if counted is None else counted.get(row.key), is_counted=counted is not None)
+        subject = row.subject.partition("@")[0]
+        if (row.limit.per is Per.SESSION and not caller.session) or (row.limit.per is Per.INTERACTION and not caller.interaction):
+            subject = f"each {row.limit.per}"
+        yield _limit(row, subject, None if counted is None else counted.get(row.key), is_counted=counted is not None)
 
 
-def _limit(row: LimitRow, found: Counted | None, *, is_counted: bool) -> RuleTrace:
+def _limit(row: LimitRow, subject: str, found: Counted | None, *, is_counted: bool) -> RuleTrace:
     limit = row.limit
-    window = "" if str(limit.window) == "life" else f" every {limit.window}"
-    entry = f"{limit.text or amount_text(limit.amount, limit.unit)}{window} for {row.subject.partition('@')[0]}"
+    text = limit.text or amount_text(limit.amount, limit.unit)
+    says_window = limit.window == Window.LIFE or "_per_" in text
+    entry = f"{text}{'' if says_window else f' every {limit.window}'} for {subject}"
     if not is_counted:
-        return RuleTrace("", limit.rule, entry, None, why="counted when the call is made")
+        return RuleTrace("", limit.rule, entry, None, why=UNCOUNTED)
     spent, held = (found.spent, found.held) if found is not None else (0, 0)
     left = max(limit.amount - spent - held, 0)
     why = f"{amount_text(left, limit.unit)} left"

@@ -1,0 +1,196 @@
+"""`agentguard budgets`: the ledger."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from agentguard.cli._command import Command, Exit, clean, console, json_option, policy_option, print_json, store_option
+from agentguard.cli._sources import find_policy_file, load_policy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from agentguard.core.limits import LimitRow
+    from agentguard.policy import Policy
+    from agentguard.policy.model import Limit
+    from agentguard.stores.base import Balance, Isolation, Store
+
+_LIMIT_WIDTH = 28
+_KINDS = ("fleet", "team", "agent", "model", "key", "user", "session", "interaction")
+
+
+class _Line(NamedTuple):
+    """One row of the ledger. Amounts are in the limit's unit, money in nano-USD."""
+
+    subject: str
+    limit: Limit
+    spent: int
+    held: int
+    resets_at: float | None
+
+    @property
+    def left(self) -> int:
+        return max(self.limit.amount - self.spent - self.held, 0)
+
+
+@click.command(cls=Command)
+@click.option("--agent", metavar="NAME", help="Only limits of this agent.")
+@click.option("--subject", metavar="SUBJECT", help="Only limits of this subject: session:42, user:u-17, fleet.")
+@click.option("--exhausted", is_flag=True, help="Only limits with nothing left. Exit code 1 when there is one.")
+@policy_option
+@store_option
+@json_option
+def budgets(
+    agent: str | None, subject: str | None, exhausted: bool, policy_path: str | None, store_url: str | None, as_json: bool
+) -> int:
+    """Show every limit: what is spent, what calls in flight hold, what is left, and when it starts anew."""
+    path = find_policy_file(policy_path)
+    policy = None if path is None else load_policy(path)
+    url = store_url or (policy.store if policy is not None else None)
+    store = open_ledger(url)
+    try:
+        counted, isolations = store.rows(), store.isolations()
+    finally:
+        store.close()
+    lines = sorted(_lines(counted, policy), key=_order)
+    lines = [line for line in lines if _is_wanted(line, agent, subject) and (not exhausted or not line.left)]
+    if as_json:
+        shown = [_as_json(line) for line in lines]
+        print_json({"ok": not (exhausted and lines), "limits": shown, "isolated": [one._asdict() for one in isolations]})
+    else:
+        _print(lines, isolations)
+    return Exit.FINDING if exhausted and lines else Exit.OK
+
+
+def open_ledger(url: str | None) -> Store:
+    """The store that a program started here would use.
+
+    Raises:
+        StoreUnavailable: It cannot be opened.
+    """
+    from agentguard.stores import open_store
+
+    if url == "memory://":
+        message = "the store is memory://, which lives in the guarded process alone; there is nothing to read from outside"
+        raise click.UsageError(message)
+    return open_store(url or "sqlite://")
+
+
+def _lines(counted: Sequence[tuple[LimitRow, Balance]], policy: Policy | None) -> Iterator[_Line]:
+    seen = set()
+    for row, balance in counted:
+        seen.add(row.key)
+        yield _Line(row.subject, row.limit, balance.spent, balance.held, balance.resets_at)
+    for row in _unused(policy) if policy is not None else ():
+        if row.key not in seen:
+            yield _Line(row.subject, row.limit, 0, 0, None)
+
+
+def _unused(policy: Policy) -> Iterator[LimitRow]:
+    """Limits of the policy whose subjects are known before anyone calls."""
+    from agentguard.core.limits import LimitRow
+    from agentguard.policy.model import Per
+
+    for agent in policy.agents:
+        rate = agent.api_keys.rate_limit
+        for limit in (*agent.budgets, *((rate,) if rate is not None else ())):
+            if limit.per is Per.AGENT:
+                yield LimitRow.of(f"agent:{agent.name}", limit)
+            elif limit.per is Per.TEAM and agent.team:
+                yield LimitRow.of(f"team:{agent.team}", limit)
+            elif limit.per is Per.FLEET:
+                yield LimitRow.of("fleet", limit)
+    for limit in policy.limits.fleet:
+        if limit.per is Per.FLEET:
+            yield LimitRow.of("fleet", limit)
+
+
+def _order(line: _Line) -> tuple[int, str, str]:
+    kind = line.subject.partition(":")[0]
+    return _KINDS.index(kind) if kind in _KINDS else len(_KINDS), line.subject, str(line.limit.unit)
+
+
+def _is_wanted(line: _Line, agent: str | None, subject: str | None) -> bool:
+    name, _, owner = line.subject.partition("@")
+    if agent is not None and f"agent:{agent}" not in {name, owner}:
+        return False
+    return subject is None or subject in {name, line.subject}
+
+
+def _as_json(line: _Line) -> dict[str, Any]:
+    limit = line.limit
+    return {
+        "subject": line.subject,
+        "limit": _text(limit),
+        "unit": str(limit.unit),
+        "per": str(limit.per),
+        "over": str(limit.over),
+        "window": str(limit.window),
+        "amount": limit.amount,
+        "spent": line.spent,
+        "held": line.held,
+        "left": line.left,
+        "resets_at": line.resets_at,
+        "place": limit.rule.place or None,
+    }
+
+
+def _print(lines: Sequence[_Line], isolations: Sequence[Isolation]) -> None:
+    from itertools import groupby
+
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    for isolation in isolations:
+        why = f": {clean(isolation.why)}" if isolation.why else ""
+        out.print(Text(f"isolated  {clean(isolation.subject)}  by {clean(isolation.by)}{why}", style="bold red"))
+    if not lines:
+        out.print("No limits here: the policy writes none, or nothing was counted yet.")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    table.add_column("LIMIT", overflow="fold", min_width=_LIMIT_WIDTH)
+    for heading in ("SPENT", "HELD", "LEFT"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("RESETS", no_wrap=True)
+    now = time.time()
+    for subject, of_subject in groupby(lines, lambda line: line.subject):
+        table.add_row(Text(clean(subject.replace("@", " of ")), style="bold"))
+        for line in of_subject:
+            style = "red" if not line.left else "yellow" if line.left * 5 < line.limit.amount else ""
+            amounts = [_amount(amount, line.limit) for amount in (line.spent, line.held, line.left)]
+            table.add_row(f"  {_text(line.limit)}", *amounts, _resets(line, now), style=style)
+    out.print(table)
+
+
+def _amount(amount: int, limit: Limit) -> str:
+    from agentguard.core.wording import usd_text
+
+    if not amount:
+        return "-"
+    return usd_text(amount) if limit.unit == "usd" else f"{amount:,}"
+
+
+def _text(limit: Limit) -> str:
+    from agentguard.policy.diff import describe
+
+    return describe(limit).replace(f" per {limit.per}", "")
+
+
+def _resets(line: _Line, now: float) -> str:
+    if line.limit.window.is_rolling:
+        return "rolling"
+    if line.limit.unit == "concurrent_calls":
+        return "-"
+    if line.limit.window.every is None:
+        return "never"
+    if line.resets_at is None:
+        return "-"
+    seconds = max(int(line.resets_at - now), 0)
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"in {seconds // size} {unit}"
+    return f"in {seconds} s"
