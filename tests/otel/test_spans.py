@@ -431,6 +431,18 @@ def test_a_span_is_current_inside_the_block_and_not_after_it(spans):
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 
+def test_a_block_that_is_left_in_another_context_says_nothing_and_changes_nothing(spans, caplog):
+    import contextvars
+
+    block = spans.current(begin(spans))
+    contextvars.copy_context().run(block.__enter__)
+
+    block.__exit__(None, None, None)
+
+    assert caplog.records == []
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
 def test_what_is_no_span_leaves_the_current_one_alone(spans):
     for nothing in (None, spans.around(), spans.begin("http", "x", FETCH, BOT)):
         with spans.current(nothing):

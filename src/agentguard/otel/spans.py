@@ -96,7 +96,13 @@ class _Current:
         self._token: Token[Context] = contexts.attach(self._context)
 
     def __exit__(self, *_: object) -> None:
-        contexts.detach(self._token)
+        token = self._token
+        try:
+            token.var.reset(token)
+        except ValueError:
+            pass  # a generator closed from another task or thread, whose context was never changed; `detach` would log it
+        except AttributeError:  # OTEL_PYTHON_CONTEXT names a context that is none of contextvars
+            contexts.detach(token)
 
 
 class _Nothing:
