@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -214,6 +215,28 @@ def test_no_policy_is_said_once_and_the_program_runs(shell, script):
 
     assert done.stdout == "started\n"
     assert done.stderr.count("NOTHING IS REFUSED") == 1
+
+
+def test_what_a_program_did_is_seen_by_tail_and_budgets_without_naming_anything(shell, script, folder):
+    with Provider() as provider:
+        host = provider.url("").removeprefix("http://").strip("/")
+        script(
+            f"""
+version: 1
+agents:
+  - name: bot
+    external_calls: {{allowed_domains: ["{host}"], blocked_domains: ["*"], allow_private: true}}
+    budgets: [{{limit: 100 calls, every: day}}]
+""",
+            "agentguard.yaml",
+        )
+        script(f"import httpx\nfor _ in range(3): httpx.get({provider.url('/v1/models')!r})\n")
+
+        done = shell("run", "app.py")
+
+    assert done.returncode == 0, done.stderr
+    assert [limit["spent"] for limit in json.loads(shell("budgets", "--json").stdout)["limits"]] == [3]
+    assert shell("tail").stdout.count("ok        GET") == 3
 
 
 # --------------------------------------------------------------------------------------------------------------- banner

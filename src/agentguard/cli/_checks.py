@@ -234,9 +234,10 @@ def _state(place: Place) -> Iterator[Line]:
 
 def _store(place: Place) -> Iterator[Line]:
     from agentguard.stores import open_store
+    from agentguard.stores.state import default_store_url
 
-    url = place.store_url or (place.policy.store if place.policy else None) or "sqlite://"
-    shown = "in the state directory" if url == "sqlite://" else _without_credentials(url)
+    url = place.store_url or (place.policy.store if place.policy else None) or default_store_url()
+    shown = _without_credentials(url)
     if url == "memory://":
         yield Line("note", "the store is memory://: budgets end with the process, and each process has its own")
         return

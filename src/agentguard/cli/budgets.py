@@ -72,11 +72,12 @@ def open_ledger(url: str | None) -> Store:
         StoreUnavailable: It cannot be opened.
     """
     from agentguard.stores import open_store
+    from agentguard.stores.state import default_store_url
 
     if url == "memory://":
         message = "the store is memory://, which lives in the guarded process alone; there is nothing to read from outside"
         raise click.UsageError(message)
-    return open_store(url or "sqlite://")
+    return open_store(url or default_store_url())
 
 
 def _lines(counted: Sequence[tuple[LimitRow, Balance]], policy: Policy | None) -> Iterator[_Line]:

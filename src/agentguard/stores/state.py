@@ -20,3 +20,8 @@ def state_dir() -> Path:
         folder = platformdirs.user_state_path("agentguard", appauthor=False)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
+
+
+def default_store_url() -> str:
+    """Where counters live when neither the policy nor anybody else says so: one file for all processes of this user."""
+    return f"sqlite:///{(state_dir() / 'ledger.sqlite').as_posix()}"
