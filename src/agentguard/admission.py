@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agentguard.core.caller import Caller
     from agentguard.core.decision import Decision
     from agentguard.core.engine import Outcome
+    from agentguard.core.limits import Charge
     from agentguard.core.rights import Rights
     from agentguard.events import Attempt
     from agentguard.guard import Guard
@@ -56,6 +57,7 @@ class Admission:
         hides_usage: Whether the usage event was asked for by us, and is withheld from the caller.
         answer, output_bytes, first_chunk_at: What was seen of the response.
         reserved_output: Output tokens held, with what was added to a stream on its way.
+        extended: What was added to the charges, by whatever limit.
         unanswered: Attempts that may have been billed without an answer.
         attempts: The HTTP requests so far.
         in_hop: Whether an HTTP seam is sending one of them now: seams below it belong to the same attempt.
@@ -71,6 +73,7 @@ class Admission:
         "call",
         "caller",
         "estimate",
+        "extended",
         "family",
         "first_chunk_at",
         "guard",
@@ -103,6 +106,7 @@ class Admission:
         self.estimate = outcome.estimate
         self.rows = outcome.rows
         self.reserved_output = outcome.estimate.output_tokens or 0
+        self.extended: tuple[Charge, ...] = ()
         self.attempts: list[Attempt] = []
         self.unanswered = 0
         self.answer: Answer | None = None
@@ -140,10 +144,14 @@ class Admission:
 
     def prepare_attempt(self) -> Decision | None:
         """Ask for one more HTTP request of the call. After one without an answer the input is held once more: it may be billed twice."""
-        if self.attempts and _is_ambiguous(self.attempts[-1]) and isinstance(self.call, LLMCall):
+        if self.rights.llm.ambiguous is Ambiguous.NOTHING or not isinstance(self.call, LLMCall):
+            return None
+        if not self.attempts or not _is_ambiguous(self.attempts[-1]):
+            return None
+        refusal = self.guard.extend(self, input_tokens=self.estimate.input_tokens)
+        if refusal is None:
             self.unanswered += 1
-            return self.guard.extend(self, input_tokens=self.estimate.input_tokens)
-        return None
+        return refusal
 
     def settle(self, usage: Usage | None = None, outcome: str = "complete", error: str = "", decision: Decision | None = None) -> None:
         """Charge the call now. Only where no collector or signal handler can be running."""

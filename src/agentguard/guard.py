@@ -95,6 +95,7 @@ _WAIT_SLICE_SECONDS = 0.05
 _SWEEP_SECONDS = 1.0
 _RENEW_SECONDS = 60.0
 _COLLECT_SECONDS = 1.0
+_CLOSING_ROUNDS = 32
 _MAX_REGISTERED = 8192
 
 
@@ -148,6 +149,7 @@ class Guard:
         self._open: dict[str, Admission] = {}
         self._ended: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
         self._collected = self._swept = self._renewed = -float("inf")
+        self._survivors: frozenset[str] = frozenset()
         self._is_closed = False
         self._chores: list[Callable[[], None]] = []
         self._worker = Worker(self._tick)
@@ -395,14 +397,27 @@ class Guard:
     def held_by(self, owner: Owner, row: str) -> int:
         """What the open calls of one thread or task hold of a row."""
         mine = [admitted for admitted in list(self._open.values()) if admitted.is_open and _is_same(admitted.owner, owner)]
-        return sum(charge.amount for admitted in mine for charge in admitted.outcome.charges if charge.row == row)
+        return sum(charge.amount for admitted in mine for charge in (*admitted.outcome.charges, *admitted.extended) if charge.row == row)
 
-    def collect_garbage(self) -> None:
-        """Free streams that a bare `break` has left: the SDK's stream and its generator are a cycle, which only the collector ends."""
+    def collect_garbage(self, owner: Owner | None = None) -> bool:
+        """Free streams that a bare `break` has left: the SDK's stream and its generator are a cycle, which only the collector ends.
+
+        Once a second at most; for an owner, whenever it has a stream that no collection has seen yet.
+
+        Returns:
+            Whether it was done.
+        """
         now = self.clock.monotonic()
-        if now - self._collected >= _COLLECT_SECONDS and any(other.is_streaming for other in list(self._open.values())):
+        streams = [other for other in list(self._open.values()) if other.is_streaming and other.is_open]
+        if owner is None:
+            is_due = bool(streams) and now - self._collected >= _COLLECT_SECONDS
+        else:
+            is_due = any(other.id not in self._survivors and _is_same(other.owner, owner) for other in streams)
+        if is_due:
             self._collected = now
             gc.collect()
+            self._survivors = frozenset(other.id for other in streams if other.is_open)
+        return is_due
 
     # --- the end of a call ------------------------------------------------------------------------------------------
 
@@ -461,7 +476,7 @@ class Guard:
             self.settle(admitted, ending)
 
     def extend(self, admitted: Admission, *, input_tokens: int = 0, output_tokens: int = 0) -> Decision | None:
-        """Hold more tokens for an open call: as many as are left, so that nothing strands.
+        """Hold more tokens for an open call: of output as many as are left, so that nothing strands; of input all.
 
         Returns:
             None when at least one token was granted (`Admission.reserved_output` has grown by what was); otherwise the
@@ -476,10 +491,15 @@ class Guard:
         refusal = self._over_call_limits(admitted, 1 if output_tokens else 0)
         if refusal is None and charges:
             answer = self.store.extend(admitted.id, charges)
+            if isinstance(answer, Granted) and answer.charges:
+                admitted.extended += answer.charges
+                granted = max(output_tokens * answer.charges[0].amount // charges[0].amount, 1)
+                if input_tokens:  # an attempt is sent whole or not at all; what was taken is given back when the call settles
+                    answer = self.store.extend(admitted.id, charges)
+            elif isinstance(answer, Granted):
+                admitted.extended += charges
             if isinstance(answer, Refused):
                 refusal = refusal_of(answer, admitted.call, admitted.caller, admitted.rows)
-            elif answer.charges:
-                granted = max(output_tokens * answer.charges[0].amount // charges[0].amount, 1)
         if refusal is not None and self.policy.mode is Mode.ENFORCE:
             return refusal
         admitted.reserved_output += granted if output_tokens else 0
@@ -630,6 +650,8 @@ class _Asking:
 
     def wait(self, refused: Refused) -> bool:
         """Block until the store has changed. False when that is of no use, or has taken too long."""
+        if self._is_ours(refused):
+            self._guard.collect_garbage(self.owner)
         seconds = self._patience(refused)
         if seconds > 0:
             self._guard.changes.wait(self._seen, min(seconds, _WAIT_SLICE_SECONDS))
@@ -637,6 +659,8 @@ class _Asking:
 
     async def await_change(self, refused: Refused) -> bool:
         """Like `wait`, without blocking the event loop."""
+        if self._is_ours(refused) and self._guard.collect_garbage(self.owner):
+            await self._let_generators_end(refused)
         seconds = self._patience(refused)
         if seconds > 0:
             await self._guard.changes.await_change(self._seen, min(seconds, _WAIT_SLICE_SECONDS))
@@ -647,15 +671,28 @@ class _Asking:
         guard = self._guard
         if guard.policy.mode is Mode.REPORT:
             return -1.0
-        if refused.spent + guard.held_by(self.owner, refused.row) + refused.requested > refused.amount:
+        if self._is_ours(refused):
             return -1.0  # what this very thread or task holds cannot be given back while it waits
+        guard.collect_garbage()
         if self._watch is not None:
             return (self._deadline - guard.clock.monotonic()) or -1.0
         self._deadline = guard.clock.monotonic() + guard.policy.limits.contention_wait_seconds
-        guard.collect_garbage()
         self._watch = guard.changes.watched()
         self._watch.__enter__()
         return 0.0
+
+    async def _let_generators_end(self, refused: Refused) -> None:
+        """The collector only hands async generators to the loop, which closes them in its next rounds."""
+        import asyncio  # noqa: PLC0415 - whoever awaits has it loaded
+
+        for _ in range(_CLOSING_ROUNDS):
+            if not self._is_ours(refused):
+                return
+            await asyncio.sleep(0)
+
+    def _is_ours(self, refused: Refused) -> bool:
+        """Whether the call would not fit even if everybody else gave back what they hold."""
+        return refused.spent + self._guard.held_by(self.owner, refused.row) + refused.requested > refused.amount
 
     def _try_again(self, seconds: float) -> bool:
         self._seen = self._guard.changes.version
