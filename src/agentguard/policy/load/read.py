@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from agentguard.errors import PolicyError, Problem
-from agentguard.policy.load import toml, yaml12
+from agentguard.policy.load import yaml12
 from agentguard.policy.load.build import build
 from agentguard.policy.load.check import cross_faults
 from agentguard.policy.load.shape import adapter, did_you_mean, found, known_keys
@@ -37,7 +37,7 @@ def from_file(path: str | os.PathLike[str], content: bytes | None = None) -> Pol
     name = os.fspath(path)
     raw = _read(name) if content is None else content
     if name.endswith(".toml"):
-        return _load(name, raw, lambda text: toml.parse(text, needs_table=Path(name).name == "pyproject.toml"))
+        return _load_toml(name, raw)
     return _load(name, raw, yaml12.parse)
 
 
@@ -58,7 +58,7 @@ def from_toml(source: Source) -> Policy:
         PolicyError: It does not load; every fault is named.
     """
     name, raw = _named(source)
-    return _load(name, raw, lambda text: toml.parse(text, needs_table=Path(name).name == "pyproject.toml"))
+    return _load_toml(name, raw)
 
 
 def from_mapping(document: Mapping[str, Any]) -> Policy:
@@ -89,6 +89,12 @@ def _read(name: str) -> bytes:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise PolicyError(name, [Problem(name, 0, 0, "", f"cannot be read: {why}")]) from error
+
+
+def _load_toml(name: str, raw: bytes) -> Policy:
+    from agentguard.policy.load import toml  # nobody pays for TOML who writes YAML
+
+    return _load(name, raw, lambda text: toml.parse(text, needs_table=Path(name).name == "pyproject.toml"))
 
 
 def _load(name: str, raw: bytes, parse: Callable[[str], Document]) -> Policy:

@@ -4,25 +4,16 @@ Mappings stay mappings here, because a key that was not written differs from one
 merged in between. `build` makes the policy of them.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: pydantic reads these, and each would be text to compile at every start.
 
-import difflib
 import re
+from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Required
+from typing import Annotated, Any, Literal, Required
 
 from annotated_types import Ge, Gt, Le
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PlainValidator,
-    Tag,
-    TypeAdapter,
-    WithJsonSchema,
-    with_config,
-)
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, GetPydanticSchema, Tag, TypeAdapter, with_config
+from pydantic_core.core_schema import no_info_plain_validator_function
 from typing_extensions import TypedDict  # pydantic refuses `typing.TypedDict` before Python 3.12
 
 from agentguard.policy import grammar
@@ -39,9 +30,6 @@ from agentguard.policy.model import (
     Window,
 )
 from agentguard.policy.providers import PROVIDER_HOSTS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 SOURCES = ("env", "file", "keyring", "vault", "aws")
 CHANNELS = ("pagerduty", "slack", "alertmanager", "webhook", "email", "log", "apprise")
@@ -147,6 +135,8 @@ def _version(value: object) -> int:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown word: the one it resembles, or all when they are few."""
+    import difflib  # for a message only
+
     words = sorted(known)
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if close:
@@ -154,29 +144,36 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(words)}" if 0 < len(words) <= 20 else ""
 
 
-def _schema(kind: str, **more: Any) -> WithJsonSchema:
-    return WithJsonSchema({"type": kind, **more})
+def _read(reader: Callable[[Any], object], **schema: Any) -> GetPydanticSchema:
+    """Text or a number that a function of ours reads, and its JSON schema.
+
+    A `PlainValidator` would first work out how pydantic itself reads and writes the type.
+    """
+    return GetPydanticSchema(
+        get_pydantic_core_schema=lambda _type, _handler: no_info_plain_validator_function(reader),
+        get_pydantic_json_schema=lambda _core, _handler: dict(schema),
+    )
 
 
-def _example(*examples: str) -> WithJsonSchema:
-    return _schema("string", examples=list(examples))
+def _text_like(reader: Callable[[Any], object], *examples: str) -> GetPydanticSchema:
+    return _read(reader, type="string", examples=list(examples))
 
 
-Name = Annotated[str, PlainValidator(_name), _schema("string", minLength=1, maxLength=128)]
-Provider = Annotated[str, PlainValidator(_provider), _schema("string", enum=sorted(PROVIDER_HOSTS))]
-Host = Annotated[HostPattern, PlainValidator(_host), _example("*.ourservice.com", "10.1.0.0/16:8443")]
-AmountText = Annotated[grammar.Amount, PlainValidator(_amount), _example("5000 tokens", "$20.00", "4 concurrent_calls")]
-RateText = Annotated[grammar.Amount, PlainValidator(_rate), _example("1000_requests_per_hour")]
-WindowText = Annotated[Window, PlainValidator(_window), _example("day", "90s")]
-Money = Annotated[int, PlainValidator(grammar.read_money), _example("$1.25")]
-Percent = Annotated[int, PlainValidator(grammar.read_percent), _example("80%")]
-Seconds = Annotated[float, PlainValidator(grammar.read_duration), _example("30s")]
-Range = Annotated[tuple[float, float], PlainValidator(grammar.read_range), _example("500-1000")]
-PathText = Annotated[str, PlainValidator(_path), _example("/customers/*")]
-SourceText = Annotated[str, PlainValidator(_source), _example("env:OPENAI_API_KEY")]
-StoreURL = Annotated[str, PlainValidator(_store), _example("redis://redis:6379/0", "memory://")]
-ChannelKind = Annotated[str, PlainValidator(_channel_kind), _schema("string", enum=list(CHANNELS))]
-Version = Annotated[int, PlainValidator(_version), WithJsonSchema({"const": 1})]
+Name = Annotated[str, _read(_name, type="string", minLength=1, maxLength=128)]
+Provider = Annotated[str, _read(_provider, type="string", enum=sorted(PROVIDER_HOSTS))]
+Host = Annotated[HostPattern, _text_like(_host, "*.ourservice.com", "10.1.0.0/16:8443")]
+AmountText = Annotated[grammar.Amount, _text_like(_amount, "5000 tokens", "$20.00", "4 concurrent_calls")]
+RateText = Annotated[grammar.Amount, _text_like(_rate, "1000_requests_per_hour")]
+WindowText = Annotated[Window, _text_like(_window, "day", "90s")]
+Money = Annotated[int, _text_like(grammar.read_money, "$1.25")]
+Percent = Annotated[int, _text_like(grammar.read_percent, "80%")]
+Seconds = Annotated[float, _text_like(grammar.read_duration, "30s")]
+Range = Annotated[tuple[float, float], _text_like(grammar.read_range, "500-1000")]
+PathText = Annotated[str, _text_like(_path, "/customers/*")]
+SourceText = Annotated[str, _text_like(_source, "env:OPENAI_API_KEY")]
+StoreURL = Annotated[str, _text_like(_store, "redis://redis:6379/0", "memory://")]
+ChannelKind = Annotated[str, _read(_channel_kind, type="string", enum=list(CHANNELS))]
+Version = Annotated[int, _read(_version, const=1)]
 Days = Annotated[int, Ge(1), Le(36_500)]
 Tokens = Annotated[int, Ge(1), Le(grammar.MAX_AMOUNT)]
 Positive = Annotated[float, Gt(0)]
@@ -225,7 +222,7 @@ class PriceShape(TypedDict, total=False):
 
 
 UnknownPrice = Annotated[
-    Annotated[str, PlainValidator(_deny), WithJsonSchema({"const": "deny"}), Tag("|deny")] | Annotated[PriceShape, Tag("|price")],
+    Annotated[str, _read(_deny, const="deny"), Tag("|deny")] | Annotated[PriceShape, Tag("|price")],
     Discriminator(lambda value: "|price" if isinstance(value, dict) else "|deny"),
 ]
 
