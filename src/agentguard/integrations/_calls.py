@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from agentguard.admission import CURRENT, outcome_of
-from agentguard.context import OWN_TRAFFIC
-from agentguard.core.call import HTTPCall, LLMCall, Target
-from agentguard.events import Attempt
+from agentguard.admission import CURRENT, Admission, outcome_of
+from agentguard.context import CALLER, OWN_TRAFFIC
+from agentguard.core.call import HTTPCall, LLMCall, Target, ToolCall, Usage
+from agentguard.errors import Denied
+from agentguard.events import Attempt, CallDenied
 from agentguard.guard import denial
+from agentguard.integrations._decoding import decoder
 from agentguard.metering import Meter
 from agentguard.policy.model import Mode
 from agentguard.wire import could_be, provider_of, recognise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from contextvars import Token
 
-    from agentguard.admission import Admission
     from agentguard.core.call import Call
     from agentguard.core.decision import Decision
     from agentguard.guard import Guard
@@ -27,14 +29,25 @@ if TYPE_CHECKING:
 
 _SDK_ERRORS = (("openai", "OpenAIError"), ("anthropic", "AnthropicError"), ("groq", "GroqError"), ("together", "TogetherError"))
 
-_NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError", "ProxyError"})
-"""Exceptions of httpx, by name, that are raised before a request has left."""
+_NEVER_SENT = frozenset(
+    {
+        "ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError", "ProxyError",
+        "ClientConnectorCertificateError", "ClientConnectorDNSError", "ClientConnectorError", "ClientConnectorSSLError",
+        "ClientHttpProxyError", "ClientProxyConnectionError", "ConnectionTimeoutError", "UnixClientConnectorError",
+    }
+)  # fmt: skip
+"""Exceptions of httpx, and then of aiohttp, by name, that are raised before a request has left."""
+
+_JUDGED: ContextVar[tuple[Admission | None, frozenset[Target]]] = ContextVar("agentguard_judged", default=(None, frozenset()))
+"""The call whose request is being sent in this context, and which of its targets a seam above has judged."""
 
 
 def sdk_error_bases() -> tuple[type, ...]:
     """The base errors of the SDKs that are imported. A denial that is raised below one has them as bases, so that it passes
     through: anthropic 2.12 retries any foreign exception three times and shows it as a connection error."""  # noqa: D205, D209
-    return tuple(getattr(module, name) for library, name in _SDK_ERRORS if (module := sys.modules.get(library)) and hasattr(module, name))
+    return tuple(
+        getattr(module, name) for library, name in _SDK_ERRORS if (module := sys.modules.get(library)) and hasattr(module, name)
+    )
 
 
 def refuse(decision: Decision, call: Call | None) -> Exception:
@@ -152,8 +165,10 @@ class Hop:
         admitted = self._admitted
         admitted.in_hop = False
         name = "" if error is None else type(error).__name__
-        was_sent = name not in _NEVER_SENT
-        admitted.attempts.append(Attempt(self._method, self._target, self._started, admitted.guard.clock.time(), self.status, name, was_sent))
+        was_sent = name not in _NEVER_SENT and not isinstance(error, Denied)  # a seam below has refused it
+        admitted.attempts.append(
+            Attempt(self._method, self._target, self._started, admitted.guard.clock.time(), self.status, name, was_sent)
+        )
 
 
 def judge(admitted: Admission, target: Target, *others: Target) -> None:
@@ -210,3 +225,240 @@ def begin_or_none(guard: Guard) -> Admission | None:
     """The call in progress of this guard, which a lower seam adds to; None when there is none, or it is over."""
     current = CURRENT.get()
     return current if current is not None and current.guard is guard and current.is_open else None
+
+
+def part_of(guard: Guard, method: str, target: Target, body: Callable[[], bytes | None]) -> Admission | Reading:
+    """What a request belongs to: the call in progress, or else a call of its own.
+
+    An LLM request inside of another call (a redirect that leads there, a hook) is a call of its own: nobody has paid for it.
+    """
+    current = begin_or_none(guard)
+    if current is not None and (isinstance(current.call, LLMCall) or method != "POST" or not could_be(target.path)):
+        return current
+    reading = read_request(method, target, body)
+    return reading if current is None or reading.family is not None else current
+
+
+class Judging:
+    """Judges where one request goes, once, however many seams it passes. A context manager around the sending.
+
+    Raises:
+        Denied: On entering: a target is refused, and nothing was sent.
+    """
+
+    __slots__ = ("_admitted", "_targets", "_token")
+
+    def __init__(self, admitted: Admission, *targets: Target) -> None:
+        self._admitted = admitted
+        self._targets = targets
+
+    def __enter__(self) -> None:
+        admitted = self._admitted
+        judged = _judged(admitted)
+        first = None if isinstance(admitted.call, ToolCall) else admitted.call.target  # judged when the call was admitted
+        for target in self._targets:
+            if target not in judged and target != first and (decision := admitted.judge_hop(target)):
+                now = admitted.guard.clock.time()
+                admitted.attempts.append(Attempt("", target, now, now, None, "EgressDenied", was_sent=False))
+                raise refuse(decision, admitted.call)
+        self._token = _JUDGED.set((admitted, judged.union(self._targets)))
+
+    def __exit__(self, *exc_info: object) -> None:
+        _JUDGED.reset(self._token)
+
+
+def _judged(admitted: Admission) -> frozenset[Target]:
+    for_call, judged = _JUDGED.get()
+    return judged if for_call is admitted else frozenset()
+
+
+def is_in_hand(admitted: Admission, target: Target) -> bool:
+    """Whether a seam above has read this very request, and is sending it for this call."""
+    return target in _judged(admitted)
+
+
+def judge_connection(guard: Guard, *targets: Target) -> None:
+    """Judge a connection that is opened ahead of its request.
+
+    Raises:
+        Denied: One of the targets may not be reached.
+    """
+    caller = guard.identified(CALLER.get())
+    rights = guard.rights(caller)
+    for target in targets:
+        if decision := rights.refuses_target(target, caller):
+            call = HTTPCall("CONNECT", target)
+            enforced = guard.policy.mode is Mode.ENFORCE
+            guard.tell(CallDenied(guard.clock.time(), next(guard.ids), call, caller, decision, enforced))
+            if enforced:
+                raise refuse(decision, call)
+
+
+def prepare_attempt(admitted: Admission) -> None:
+    """Ask for one more HTTP request of a call, where no seam above is sending it.
+
+    Raises:
+        Denied: There is no budget for another one.
+    """
+    if decision := admitted.prepare_attempt():
+        admitted.guard.tell_denied(admitted, decision)
+        raise refuse(decision, admitted.call)
+
+
+def other_hosts(target: Target, host_header: str | None, server_name: object = None) -> Iterator[Target]:
+    """The hosts that a Host header or a TLS server name gives, when they are not the target's."""
+    own = target.host.lower().rstrip(".")
+    named = (host_header or "").strip()
+    host = named[1 : named.index("]")] if named.startswith("[") and "]" in named else named.partition(":")[0]
+    for other in (host, server_name):
+        if isinstance(other, str) and other and other.lower().rstrip(".") != own:
+            yield target._replace(host=other)
+
+
+class Body:
+    """A request body of any kind that a library takes, read only when it may be an LLM call's.
+
+    Attributes:
+        replacement: What to send instead of a source that reading has used up; None when it can be sent as it was.
+        encoding: Its `content-encoding`.
+    """
+
+    __slots__ = ("_source", "encoding", "replacement")
+
+    def __init__(self, source: Any, encoding: str | None = None) -> None:
+        self._source = source
+        self.encoding = encoding or ""
+        self.replacement: bytes | None = None
+
+    def read(self) -> bytes | None:
+        """The whole body, with its encoding undone; None when there is none."""
+        raw = self._read()
+        decode = decoder(self.encoding) if raw and self.encoding else None
+        return decode(raw) if decode is not None and raw else raw
+
+    def _read(self) -> bytes | None:
+        source = self._source
+        if source is None or isinstance(source, bytes):
+            return source
+        if isinstance(source, str):
+            return source.encode()
+        if isinstance(source, bytearray | memoryview):
+            return bytes(source)
+        if hasattr(source, "read"):
+            return self._read_file(source)
+        if isinstance(source, dict) or not hasattr(source, "__iter__"):
+            return None
+        self.replacement = b"".join(map(as_bytes, source))
+        return self.replacement
+
+    def _read_file(self, source: Any) -> bytes:
+        try:
+            start = source.tell()
+        except (AttributeError, OSError):
+            start = None
+        raw = as_bytes(source.read())
+        try:
+            if start is not None:
+                source.seek(start)
+                return raw
+        except (AttributeError, OSError):
+            pass
+        self.replacement = raw
+        return raw
+
+
+def as_bytes(piece: Any) -> bytes:
+    """A piece of a body, as it goes over the wire."""
+    return piece.encode() if isinstance(piece, str) else bytes(piece)
+
+
+def to_json(body: Mapping[str, Any]) -> bytes:
+    """A rewritten body, as it goes over the wire."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding"})
+"""Headers that described how a body was to be sent, which is now sent as bytes."""
+
+REWRITTEN_HEADERS = FRAMING_HEADERS | {"content-encoding"}
+"""Headers that described a body which has been rewritten."""
+
+
+class Tee:
+    """The meter of one response body, and what the end of a body without a readable answer costs.
+
+    A body that is no event stream was generated as a whole before its first byte: whoever does not read it to its end has
+    used it all the same, so the reservation is charged.
+    """
+
+    __slots__ = ("_admitted", "_is_events", "_meter")
+
+    def __init__(self, admitted: Admission, meter: Meter, is_events: bool) -> None:
+        self._admitted = admitted
+        self._meter = meter
+        self._is_events = is_events
+
+    @classmethod
+    def of(cls, admitted: Admission, content_type: str, decode: Callable[[bytes], bytes] | None) -> Tee | None:
+        """The tee for a response; None for one that is not metered."""
+        if admitted.family is None or admitted.is_streaming or admitted.response_taken or admitted.in_hop:
+            return None
+        meter = meter_for(admitted, content_type, decode)
+        return None if meter is None else cls(admitted, meter, is_event_stream(content_type))
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take note of a chunk, and return what the caller gets of it. Raises `Denied` when it cannot be paid for."""
+        return self._meter.feed(chunk)
+
+    def end(self) -> bytes:
+        """The data is over: settle, and return what was withheld."""
+        if not self._is_events:
+            self._admitted.is_streaming = False  # complete: what cannot be read of it is charged as reserved
+        return self._meter.end()
+
+    def fail(self, error: BaseException) -> None:
+        """Reading failed."""
+        if not self._is_events:
+            self._charge_reserved("error", type(error).__name__)
+        self._meter.fail(error)
+
+    def abandon(self) -> None:
+        """The body was closed or freed before its end. Takes no lock: may run in a finalizer."""
+        if not self._is_events:
+            self._charge_reserved("abandoned", "")
+        self._meter.abandon()
+
+    def _charge_reserved(self, outcome: str, error: str) -> None:
+        admitted = self._admitted
+        if admitted.is_open:
+            admitted.settle_later(Usage(admitted.estimate.input_tokens, admitted.reserved_output, estimated=True), outcome, error)
+
+
+class note_unseen:  # noqa: N801 - read as a verb: `with note_unseen(...)`
+    """Notes a request that no seam below has seen. A context manager around the sending.
+
+    Attributes:
+        status: The status of the answer, set by whoever sends.
+    """
+
+    __slots__ = ("_admitted", "_before", "_method", "_started", "_target", "status")
+
+    def __init__(self, admitted: Admission, method: str, target: Target) -> None:
+        self._admitted = admitted
+        self._method = method
+        self._target = target
+        self.status: int | None = None
+
+    def __enter__(self) -> Self:
+        self._before = len(self._admitted.attempts)
+        self._started = self._admitted.guard.clock.time()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        admitted = self._admitted
+        if len(admitted.attempts) == self._before and not admitted.in_hop:
+            name = "" if error is None else type(error).__name__
+            now = admitted.guard.clock.time()
+            admitted.attempts.append(
+                Attempt(self._method, self._target, self._started, now, self.status, name, was_sent=error is None)
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agentguard.integrations import anthropic, httpx, openai
+from agentguard.integrations import anthropic, http_client, httpx, openai, requests, urllib3
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,4 +14,12 @@ if TYPE_CHECKING:
 
 def integrations(verify: Callable[[str], None]) -> tuple[Integration, ...]:
     """All integrations. `verify` is called with the module of an SDK's HTTP client: it sees that the seams below stand."""
-    return (*openai.integrations(verify), *anthropic.integrations(verify), httpx.HTTPX, httpx.HTTPX2)
+    return (
+        *openai.integrations(verify),
+        *anthropic.integrations(verify),
+        httpx.HTTPX,
+        httpx.HTTPX2,
+        requests.REQUESTS,
+        urllib3.URLLIB3,
+        http_client.PYTHON,
+    )
