@@ -153,7 +153,7 @@ def _seams(place: Place) -> Iterator[Line]:
         if fallbacks:
             yield Line("note", f"{library}: by fallback at {', '.join(fallbacks)}")
         if not bad and not fallbacks:
-            yield Line("ok", f"{library} {seams[0]['version']}: {len(seams)} seams hooked")
+            yield Line("ok", f"{library} {seams[0]['version']}: {len(seams)} {'seam' if len(seams) == 1 else 'seams'} hooked")
 
 
 def _canaries(place: Place) -> Iterator[Line]:
