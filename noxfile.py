@@ -158,7 +158,7 @@ def docs(session: nox.Session) -> None:
 def examples(session: nox.Session) -> None:
     """Run every example as a reader would."""
     found = programs(session, "examples", "*.py")
-    install(session, "sdk-current", extras="all")
+    install(session, "sdk-current", "pytest", extras="all")  # pytest: one of them is a user's own tests
     for program in session.posargs or found:
         session.run("python", program)
 

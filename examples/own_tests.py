@@ -27,10 +27,10 @@ def delete(order: str) -> None:
 def clerk(base_url: str, question: str) -> str | None:
     """The agent under test: it runs whatever tool the model asks for."""
     client = openai.OpenAI(base_url=base_url, api_key="sk-none", max_retries=2)
-    message = client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": question}]).choices[0].message
-    for _ in message.tool_calls or ():
+    answer = client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": question}])
+    for _ in answer.choices[0].message.tool_calls or ():
         delete("order 7")
-    return message.content
+    return answer.choices[0].message.content
 
 
 def test_a_tool_that_the_model_was_talked_into_does_not_run(provider: Provider) -> None:

@@ -36,13 +36,13 @@ def assist() -> None:
 
 def main() -> None:
     with agentguard.instrument(agentguard.Policy.from_yaml(POLICY), store="memory://"):
+        refused = None
         try:
             assist()
         except agentguard.ToolDenied as denied:
-            print(f"  refused: {denied}")
-            assert denied.rule == "tools.allowed"
-        else:
-            raise AssertionError("inside of researcher, no mail is sent")
+            refused = denied
+        print(f"  refused: {refused}")
+        assert refused is not None
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """One trace per run of an agent: its LLM calls with their usage, its tools, its HTTP requests, and what was refused."""
 
+import contextlib
+
 import httpx2
 import openai
 from opentelemetry import trace
@@ -33,8 +35,8 @@ def research(provider: Provider) -> None:
 def show(spans: list, parent: int | None = None, depth: int = 0) -> None:
     for span in sorted(spans, key=lambda span: span.start_time):
         if (span.parent.span_id if span.parent else None) == parent:
-            facts = {name: span.attributes[name] for name in WORTH_SEEING if name in span.attributes}
-            print("  " * depth + span.name, facts or "")
+            facts = [f"{name}={span.attributes[name]}" for name in WORTH_SEEING if name in span.attributes]
+            print("  " * depth + "   ".join([span.name, *facts]))
             show(spans, span.context.span_id, depth + 1)
 
 
@@ -47,10 +49,8 @@ def main() -> None:
     provider_of_traces.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider_of_traces)
     with Provider() as provider, agentguard.instrument(agentguard.Policy.from_yaml(POLICY), store="memory://") as installed:
-        try:
+        with contextlib.suppress(agentguard.EgressDenied):
             research(provider)
-        except agentguard.EgressDenied:
-            pass
         installed.guard.flush()
     spans = exporter.get_finished_spans()
     show(list(spans))

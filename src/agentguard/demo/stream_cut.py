@@ -24,7 +24,7 @@ TOLERANCE = 0.10
 
 def stream_cut(stage: Stage) -> list[Fact]:
     """Read a stream that outgrows its budget, try once more, and leave another stream early."""
-    stage.provider.reply(Reply(output_tokens=TOLD, ignore_max_tokens=True, chunks=TOLD // CHUNK, chunk_delay=0.01))
+    stage.provider.reply(Reply(output_tokens=TOLD, ignore_max_tokens=True, chunks=TOLD // CHUNK, chunk_delay=0.02))
     write_novel(stage)
     stage.settle()
     sent, calls = stage.provider.tokens, stage.provider.calls
@@ -63,7 +63,7 @@ def write_novel(stage: Stage) -> int:
 
 def leaving(stage: Stage) -> Fact:
     """Leave a stream early. What was delivered is charged, though the provider never reported it."""
-    stage.provider.reply(Reply(output_tokens=TOLD, chunks=TOLD // 5, chunk_delay=0.002))
+    stage.provider.reply(Reply(output_tokens=TOLD, chunks=TOLD // 5, chunk_delay=0.004))
     skim(stage)
     stage.settle()
     stage.provider.reply(Reply())
