@@ -5,13 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from agentguard.wire.anthropic_messages import FAMILY as ANTHROPIC_MESSAGES
-from agentguard.wire.openai_chat import FAMILY as OPENAI_CHAT
-from agentguard.wire.openai_completions import FAMILY as OPENAI_COMPLETIONS
-from agentguard.wire.openai_embeddings import FAMILY as OPENAI_EMBEDDINGS
-from agentguard.wire.openai_responses import COMPACT_FAMILY as OPENAI_RESPONSES_COMPACT
-from agentguard.wire.openai_responses import FAMILY as OPENAI_RESPONSES
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -29,22 +22,45 @@ def could_be(path: str) -> bool:
 
 
 def recognise(path: str, body: Mapping[str, object]) -> Family | None:
-    """The API family that a request belongs to; None when it is no LLM call."""
+    """The API family that a request belongs to; None when it is no LLM call.
+
+    A family is imported with the first request of its kind: its regular expressions take milliseconds to compile.
+    """
     path = _canonical(path)
     if path.endswith("/completions"):
-        if "messages" in body:
-            return OPENAI_CHAT
-        is_prompt = any(name in body for name in _PROMPTS) or ("model" in body and not path.endswith("/chat/completions"))
-        return OPENAI_COMPLETIONS if is_prompt else None
-    if path.endswith("/v1/messages"):
-        return ANTHROPIC_MESSAGES if "messages" in body else None
+        return _recognise_completions(path, body)
+    if path.endswith("/v1/messages") and "messages" in body:
+        from agentguard.wire.anthropic_messages import FAMILY as ANTHROPIC_MESSAGES
+
+        return ANTHROPIC_MESSAGES
     if path.endswith(("/responses", "/responses/compact")):
-        is_response = ("model" in body or "prompt" in body) and any(name in body for name in _INPUTS)
-        family = OPENAI_RESPONSES if path.endswith("/responses") else OPENAI_RESPONSES_COMPACT
-        return family if is_response else None
-    if path.endswith("/embeddings"):
-        return OPENAI_EMBEDDINGS if "input" in body else None
+        return _recognise_responses(path, body)
+    if path.endswith("/embeddings") and "input" in body:
+        from agentguard.wire.openai_embeddings import FAMILY as OPENAI_EMBEDDINGS
+
+        return OPENAI_EMBEDDINGS
     return None
+
+
+def _recognise_completions(path: str, body: Mapping[str, object]) -> Family | None:
+    if "messages" in body:
+        from agentguard.wire.openai_chat import FAMILY as OPENAI_CHAT
+
+        return OPENAI_CHAT
+    if any(name in body for name in _PROMPTS) or ("model" in body and not path.endswith("/chat/completions")):
+        from agentguard.wire.openai_completions import FAMILY as OPENAI_COMPLETIONS
+
+        return OPENAI_COMPLETIONS
+    return None
+
+
+def _recognise_responses(path: str, body: Mapping[str, object]) -> Family | None:
+    if not (("model" in body or "prompt" in body) and any(name in body for name in _INPUTS)):
+        return None
+    from agentguard.wire.openai_responses import COMPACT_FAMILY as OPENAI_RESPONSES_COMPACT
+    from agentguard.wire.openai_responses import FAMILY as OPENAI_RESPONSES
+
+    return OPENAI_RESPONSES if path.endswith("/responses") else OPENAI_RESPONSES_COMPACT
 
 
 def _canonical(path: str) -> str:
