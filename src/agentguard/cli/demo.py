@@ -20,7 +20,7 @@ _ACTS = ("traffic", "exfiltrate", "race", "stream-cut")
 @click.command(cls=Command)
 @click.option("--fast", is_flag=True, help="Leave out the rests that let you follow.")
 @click.option("--no-guard", is_flag=True, help="The control: the same acts without the guard. Exit code 0 only if all leaks.")
-@click.option("--otlp", metavar="URL", help="Send traces and metrics there, such as http://localhost:4318.")
+@click.option("--otlp", metavar="URL", help="Send traces there, such as http://localhost:4318.")
 @click.option("--act", type=click.Choice(_ACTS), help="Play one act only.")
 @json_option
 def demo(fast: bool, no_guard: bool, otlp: str | None, act: str | None, as_json: bool) -> int:

@@ -100,7 +100,7 @@ def run(screen: Screen, *, guard: bool = True, fast: bool = False, otlp: str | N
         screen: Where it is shown.
         guard: False plays the control: the same acts, without a guard.
         fast: Leave out the rests that let a spectator follow.
-        otlp: Where to send traces and metrics: `http://localhost:4318`, or port 4317 for gRPC.
+        otlp: Where to send traces: `http://localhost:4318`, or port 4317 for gRPC.
         only: The name of one act.
 
     Raises:
@@ -148,7 +148,12 @@ def _require_sdks() -> None:
 
 def _otlp_settings(url: str) -> dict[str, str]:
     protocol = "grpc" if url.rstrip("/").endswith(":4317") else "http/protobuf"
-    return {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol, "OTEL_SERVICE_NAME": SERVICE}
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_METRICS_EXPORTER": "none",  # Jaeger takes traces only
+        "OTEL_SERVICE_NAME": SERVICE,
+    }
 
 
 def _title(*, guard: bool) -> str:
