@@ -176,8 +176,8 @@ def _build(  # noqa: PLR0913, PLR0917 - as `instrument`
         guard, file = _guard_for(policy, agent, mode, store)
         guard.observe(*observers)
         _refuse_missing_egress(guard, egress)
-    guard.observe(*_records())
-    telemetry = _telemetry(guard)
+    close_record = _keep_record(guard)
+    close_telemetry = _telemetry(guard)
     seams = _seams(guard, only)
     try:
         seams.install()
@@ -189,7 +189,11 @@ def _build(  # noqa: PLR0913, PLR0917 - as `instrument`
         logger.exception("agentguard: a library is not observed")
     if file is not None:
         guard.chore(lambda: _reload(guard, file))
-    installed = Instrumentation(guard, seams, telemetry)
+    def close() -> None:
+        close_record()
+        close_telemetry()
+
+    installed = Instrumentation(guard, seams, close)
     atexit.register(guard.flush)
     return installed
 
@@ -197,11 +201,11 @@ def _build(  # noqa: PLR0913, PLR0917 - as `instrument`
 def _disabled() -> Instrumentation:
     """Switched off: nothing is hooked, and the record says so."""
     guard = Guard(Policy(mode=Mode.REPORT))
-    guard.observe(*_records())
+    close_record = _keep_record(guard)
     guard.tell(GuardDisabled(SYSTEM_CLOCK.time(), "AGENTGUARD_DISABLED"))
     guard.flush()
     logger.warning("agentguard is switched off by AGENTGUARD_DISABLED: nothing is guarded")
-    return Instrumentation(guard, None, lambda: None)
+    return Instrumentation(guard, None, close_record)
 
 
 def _guard_for(policy: Policy | StrPath | None, agent: str | None, mode: str | None, store: Store | str | None) -> tuple[Guard, PolicyFile | None]:
@@ -232,9 +236,9 @@ def _store_for(store: Store | str | None) -> Store:
     from agentguard.stores import open_store  # noqa: PLC0415 - the backend comes with it
 
     if store is None:
-        from agentguard.stores.state import state_dir  # noqa: PLC0415 - as above
+        from agentguard.stores.state import default_store_url  # noqa: PLC0415 - as above
 
-        store = f"sqlite:///{state_dir() / 'ledger.sqlite'}"
+        store = default_store_url()
     return open_store(store)
 
 
@@ -247,10 +251,13 @@ def _refuse_missing_egress(guard: Guard, egress: str | None) -> None:
         raise EnforcementUnavailable(msg)
 
 
-def _records() -> tuple[Observer, ...]:
+def _keep_record(guard: Guard) -> Callable[[], None]:
     from agentguard.audit.record import EventLog  # noqa: PLC0415 - comes with instrument()
 
-    return (EventLog(),)
+    log = EventLog()
+    guard.observe(log)
+    guard.chore(log.flush)
+    return log.close
 
 
 def _telemetry(guard: Guard) -> Callable[[], None]:
@@ -258,6 +265,7 @@ def _telemetry(guard: Guard) -> Callable[[], None]:
 
     telemetry = set_up(service_name=guard.home_agent)
     guard.observe(telemetry.spans, telemetry.metrics)
+    telemetry.metrics.watch_dropped(lambda: guard.dropped_events)
     return telemetry.close
 
 

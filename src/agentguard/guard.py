@@ -20,6 +20,7 @@ from agentguard.core.caller import NOBODY
 from agentguard.core.decision import Decision, Reason
 from agentguard.core.engine import AwaitChange, Left, ReadRows, ReserveRows, admission, over_call_limit, refusal_of
 from agentguard.core.estimate import Estimator
+from agentguard.core.explain import explain
 from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused
 from agentguard.core.pricing import bound_nanos
 from agentguard.core.rights import Rights
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from agentguard.core.call import Call, Target
     from agentguard.core.caller import Caller
     from agentguard.core.engine import Ask, Outcome, Reply
+    from agentguard.core.explain import RuleTrace
     from agentguard.core.limits import LimitRow
     from agentguard.core.pricing import PriceSource
     from agentguard.events import Event, Observer, SpanObserver
@@ -234,6 +236,14 @@ class Guard:
                 return Refused(kind, row.key, limit, limit - left.at_most, left.at_most - left.at_least, amount)
         return None
 
+    def explain(self, call: Call, caller: Caller | None = None) -> Sequence[RuleTrace]:
+        """Every rule that was looked at for a call, in order, with what it said."""
+        who = self.identified(CALLER.get() if caller is None else caller)
+        rights = self.rights(who)
+        rows = rights.account(call, who).rows
+        counted = {balance.row: balance for balance in self.store.read([row.key for row in rows])}
+        return explain(call, who, rights, self.isolated, counted)
+
     # --- admitting --------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -310,7 +320,7 @@ class Guard:
         self._worker.start()
         estimate = outcome.estimate
         if not isinstance(call, ToolCall):
-            if self.spans is not None and isinstance(call, LLMCall):
+            if self.spans is not None:
                 admitted.span = self.spans.begin("call", call.name, call, caller)
             self.tell(CallAdmitted(admitted.started, asked.id, call, caller, estimate.input_tokens + (estimate.output_tokens or 0), estimate.nanos))
         return admitted
@@ -571,6 +581,11 @@ class Guard:
         """Have something done about every second, on the worker."""
         self._chores.append(fn)
         self._worker.start()
+
+    @property
+    def dropped_events(self) -> int:
+        """Events that no observer was told of, because too many were waiting."""
+        return self._worker.dropped
 
     def tell(self, event: Event) -> None:
         """Tell observers, off the call path."""

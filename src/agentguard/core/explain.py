@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import Effect
-from agentguard.core.rights import _opens, _provider_hosts
+from agentguard.core.rights import opens, provider_hosts
 from agentguard.core.wording import amount_text
 from agentguard.policy.hosts import HostRules
 from agentguard.policy.model import Per, Rule, Window
@@ -119,7 +119,7 @@ def _hosts(call: Call, rights: Rights) -> Iterator[RuleTrace]:
 
 def _hosts_of(agent: AgentPolicy, target: Target) -> Iterator[RuleTrace]:
     calls = agent.external_calls
-    hosts = HostRules(calls, _provider_hosts(agent))
+    hosts = HostRules(calls, provider_hosts(agent))
     verdict = hosts.judge(target.host, target.port)
     effect = Effect.ALLOW if verdict.allowed else Effect.DENY
     is_decided = False
@@ -144,7 +144,7 @@ def _scopes(call: Call, rights: Rights) -> Iterator[RuleTrace]:
 
 def _asked_scopes(call: Call, rights: Rights) -> Iterator[tuple[str, Rule | None]]:
     for resource in rights.policy.resources:
-        if call.tool in resource.tools if isinstance(call, ToolCall) else _opens(resource, call.target):
+        if call.tool in resource.tools if isinstance(call, ToolCall) else opens(resource, call.target):
             yield resource.name, resource.rule
     if isinstance(call, ToolCall) and call.scope is not None:
         yield call.scope, None

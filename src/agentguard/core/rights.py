@@ -51,7 +51,7 @@ class Rights:
         self.agents = tuple(agents)
         self.policy = policy
         self.llm = _strictest_llm([agent.llm for agent in agents if agent.llm is not None])
-        self._hosts = [(agent, HostRules(agent.external_calls, _provider_hosts(agent))) for agent in agents]
+        self._hosts = [(agent, HostRules(agent.external_calls, provider_hosts(agent))) for agent in agents]
         self._unnamed_session = unnamed_session
         self._accounts: dict[tuple[str | None, Caller], Account] = {}
         self.call_limits = tuple(limit for limit in self._limits() if limit.per is Per.CALL)
@@ -72,7 +72,7 @@ class Rights:
                 rule = agent.external_calls.rule_of(verdict.rule)
                 return _deny_host(agent, caller, target, verdict.why, rule, is_llm=is_llm and agent.llm is None)
         for resource in self.policy.resources:
-            if _opens(resource, target) and (refusal := self._lacks_scope(resource.name, resource.rule, str(target), caller)):
+            if opens(resource, target) and (refusal := self._lacks_scope(resource.name, resource.rule, str(target), caller)):
                 return refusal
         return None
 
@@ -199,7 +199,8 @@ def _counts(limit: Limit, *, is_llm: bool) -> bool:
     return limit.over is Over.ALL or (limit.over is Over.LLM) == is_llm
 
 
-def _opens(resource: Resource, target: Target) -> bool:
+def opens(resource: Resource, target: Target) -> bool:
+    """Whether a target lies within a resource, so that the resource's scope is asked for."""
     try:
         if not any(pattern.matches(target.host, target.port) for pattern in resource.hosts):
             return False
@@ -219,7 +220,8 @@ def _deny_host(agent: AgentPolicy, caller: Caller, target: Target, why: str, rul
     return deny(Reason.EGRESS, rule, sentence, f"Add the host there, or {explain}.")
 
 
-def _provider_hosts(agent: AgentPolicy) -> Iterator[HostPattern]:
+def provider_hosts(agent: AgentPolicy) -> Iterator[HostPattern]:
+    """The hosts that become reachable by an agent's `llm.providers`."""
     for provider in agent.llm.providers if agent.llm else ():
         yield from map(HostPattern.parse, PROVIDER_HOSTS[provider])
 

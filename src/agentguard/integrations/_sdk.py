@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agentguard.guard import Guard
     from agentguard.integrations._seam import Resolve, Wrapper
 
-    Prepare = Callable[[Any], None]
+    Prepare = Callable[[Any], bool]
 
 _MAX_CAUSES = 10
 
@@ -112,10 +112,12 @@ def _request(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Resol
             options = args[1] if len(args) > 1 else kwargs["options"]
             if guard is None or is_own_traffic() or _is_seen(guard, options):
                 return wrapped(*args, **kwargs)
-            prepare(client)
+            traces_itself = prepare(client)
             verify(_library_below(type(client._client)))  # noqa: SLF001 - the HTTP client below us
             reading = _read(client, options)
             admitted = guard.begin(reading.call)
+            if traces_itself and guard.spans is not None:
+                guard.spans.leave_usage(admitted.span)
             try:
                 with InProgress(admitted):
                     args, kwargs = _with_options(_begun(admitted, reading, options), args, kwargs)
@@ -139,10 +141,12 @@ def _arequest(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Reso
             options = args[1] if len(args) > 1 else kwargs["options"]
             if guard is None or is_own_traffic() or _is_seen(guard, options):
                 return await wrapped(*args, **kwargs)
-            prepare(client)
+            traces_itself = prepare(client)
             verify(_library_below(type(client._client)))  # noqa: SLF001 - the HTTP client below us
             reading = _read(client, options)
             admitted = await guard.abegin(reading.call)
+            if traces_itself and guard.spans is not None:
+                guard.spans.leave_usage(admitted.span)
             try:
                 with InProgress(admitted):
                     args, kwargs = _with_options(_begun(admitted, reading, options), args, kwargs)
@@ -168,7 +172,7 @@ def sdk_integration(library: str, prepare: Prepare, verify: Callable[[str], None
 
     Args:
         library: Its distribution and its package.
-        prepare: Called with the client before each call.
+        prepare: Called with the client before each call. Says whether the SDK goes on tracing it, so that usage stands on its span.
         verify: Called with the name of the HTTP client's module: sees that the seams below stand.
     """
 
