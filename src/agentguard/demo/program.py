@@ -74,7 +74,7 @@ class Report:
                 else f"{all_of_them - held} of {all_of_them} claims DO NOT HOLD. ({took})"
             )
         if self.ok:
-            return f"The control leaks, as it has to: without the guard none of the {all_of_them} claims holds. ({took})"
+            return f"The control leaks, as it has to: none of the {all_of_them} claims holds. ({took})"
         return f"The control is no control: {held} of {all_of_them} claims hold without a guard. ({took})"
 
     @property
@@ -115,7 +115,7 @@ def run(screen: Screen, *, guard: bool = True, fast: bool = False, otlp: str | N
         tape = Tape(screen.line)
         stage = undo.enter_context(Stage(tape, 0.0 if fast else _PACE_SECONDS, None if guard else screen.line))
         policy = demo_policy()
-        screen.opening(_title(guard=guard), _notes(stage, policy))
+        screen.opening(_title(guard=guard), _notes(stage, policy if guard else None))
         if guard:
             undo.enter_context(agentguard.instrument(policy, store="memory://", observers=[tape]))
         by_act = {act.name: _play(act, number, stage, screen, is_guarded=guard) for number, act in enumerate(acts, 1)}
@@ -162,12 +162,15 @@ def _title(*, guard: bool) -> str:
     return "agentguard demo, the control: the same program WITHOUT the guard"
 
 
-def _notes(stage: Stage, policy: Policy) -> list[tuple[str, str]]:
+def _notes(stage: Stage, policy: Policy | None) -> list[tuple[str, str]]:
     servers = f"llm.demo.test {_at(stage.provider)}, kb.demo.test {_at(stage.kb)}, paste.evil.test {_at(stage.attacker)}"
+    rules = (
+        f"{len(policy.agents)} agents, each with a budget; paste.evil.test is not an allowed host" if policy else "none in force"
+    )
     return [
         ("clients", f"{_versions(('openai', 'anthropic', 'httpx2'))}, as published"),
         ("servers", f"{servers}, all real"),
-        ("policy", f"{len(policy.agents)} agents, each with a budget; paste.evil.test is not an allowed host"),
+        ("policy", rules),
     ]
 
 
