@@ -270,6 +270,18 @@ def test_a_forgotten_row_is_not_known_and_a_hold_on_it_settles_into_nothing(stor
     assert (balance(store, TOKENS), balance(store, MONEY)) == ((0, 0), (3, 0))
 
 
+def test_a_row_registered_in_the_place_of_a_forgotten_one_is_another(store):
+    latest = LimitRow.of("session:latest", Limit(amount=9, unit=Unit.TOKENS))
+    store.register([latest])
+    store.reserve(Reserve("1", (Charge(latest.key, 9),)))
+    store.forget([latest.key])
+    store.register([latest])
+
+    store.settle("1", Amounts(tokens=7))
+
+    assert balance(store, latest) == (0, 0)
+
+
 def test_an_isolated_subject_is_refused_until_it_is_restored(store, clock):
     first = store.isolate("agent:a", on=True, by="ada", why="drill")
     refused = store.reserve(Reserve("1", charges(tokens=1), ("fleet", "agent:a")))

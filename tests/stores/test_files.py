@@ -95,6 +95,43 @@ def test_a_file_removed_under_us_is_a_store_that_knows_no_rows(sqlite, path):
     assert path.exists()
 
 
+def test_a_file_put_in_the_place_of_ours_is_read_with_its_own_limits(sqlite, path, tmp_path, clock):
+    sqlite.register([TOKENS])
+    sqlite.reserve(one("1"))
+    other = SqliteStore(tmp_path / "other.sqlite", clock)
+    other.register([LimitRow.of("agent:a", Limit(amount=3, unit=Unit.TOKENS))])
+    other.isolate("agent:b", on=True, by="ada", why="drill")
+    other.close()
+    for file in path.parent.glob("counters.sqlite*"):
+        file.unlink()
+    (tmp_path / "other.sqlite").rename(path)
+    sqlite._database._look_at = 0.0
+
+    refused = sqlite.reserve(Reserve("2", (Charge(TOKENS.key, 4),)))
+
+    assert (refused.amount, refused.spent, refused.held) == (3, 0, 0)
+    assert sqlite.reserve(Reserve("3", (), ("agent:b",))).kind is RefusalKind.ISOLATED
+
+
+def test_limits_that_no_row_has_any_more_are_dropped(sqlite, clock):
+    for amount in range(1, 6):
+        sqlite.register([LimitRow.of("agent:a", Limit(amount=amount, unit=Unit.TOKENS))])
+    sqlite.sweep()
+
+    assert sqlite._database.run(lambda db: db.execute("SELECT count(*) FROM limits").fetchone()) == (1,)
+    assert sqlite.read([TOKENS.key])[0].amount == 5
+
+
+def test_reading_waits_for_nobody(sqlite, path):
+    sqlite.register([TOKENS])
+    shell = sqlite3.connect(path, isolation_level=None)
+    shell.execute("BEGIN IMMEDIATE")
+
+    assert [balance.row for _, balance in sqlite.rows()] == [TOKENS.key]
+    assert sqlite.read([TOKENS.key])[0].held == 0
+    shell.close()
+
+
 def test_a_schema_of_a_newer_agentguard_is_refused(path):
     SqliteStore(path).close()
     with sqlite3.connect(path) as db:

@@ -6,6 +6,7 @@ import collections
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -181,7 +182,7 @@ def storm(shared, path, tmp_path, seconds: float, processes: int) -> None:
     log = tmp_path / "acks"
     dice = random.Random(7)
     until = time.monotonic() + seconds
-    slowest = 0.0
+    waits = []
     kills = 0
     workers = [start("storm", path, log) for _ in range(processes)]
     for process in workers:
@@ -193,7 +194,7 @@ def storm(shared, path, tmp_path, seconds: float, processes: int) -> None:
         kills += 1
         began = time.monotonic()
         shared.reserve(Reserve(f"after-{kills}", ()))
-        slowest = max(slowest, time.monotonic() - began)
+        waits.append(time.monotonic() - began)
         victim.communicate()
         workers.remove(victim)
         workers.append(start("storm", path, log))
@@ -215,7 +216,7 @@ def storm(shared, path, tmp_path, seconds: float, processes: int) -> None:
         assert steps["settled"] <= settled <= steps["reserved"] + kills + processes
         assert steps["reserved"] <= settled + in_flight <= steps["start"]
     assert len({spent for spent, _ in balances(shared)}) == 1
-    assert slowest < 0.25, f"a decision after a kill took {slowest * 1000:.0f} ms"
+    assert statistics.median(waits) < 0.05, waits
 
 
 @needs_proc
@@ -235,7 +236,9 @@ def test_the_next_decision_after_a_kill_inside_a_decision_is_quick(shared, path)
     for number in range(5):
         with worker("stay_in_a_decision", path) as process:
             process.stdout.readline()
+            connection = shared._database._db
             assert shared.try_reserve(Reserve(f"try-{number}", charges(1))) is None
+            assert shared._database._db is connection
             process.kill()
             process.wait()
             began = time.perf_counter()

@@ -398,7 +398,7 @@ def portion(rows: Iterable[Row], charges: Sequence[Charge]) -> tuple[Charge, ...
     room, asked = 1, 1
     for row, (_, amount) in zip(rows, charges, strict=True):
         left = row.amount - row.taken
-        if left * asked < room * amount:  # left / amount < room / asked, in integers: a float would round the law away
+        if left * asked < room * amount:  # left / amount < room / asked, without rounding
             room, asked = left, amount
     share = tuple(Charge(key, amount * room // asked) for key, amount in charges)
     return share if all(part.amount > 0 for part, charge in zip(share, charges, strict=True) if charge.amount) else ()

@@ -74,10 +74,12 @@ class Database:
     Args:
         path: The database; its lock is beside it. Both are made when absent, for the owner only.
         schema: What is in it.
+        on_connect: Called before the first transaction on a connection. It may be to another file than the last one.
     """
 
-    def __init__(self, path: str, schema: Schema) -> None:
+    def __init__(self, path: str, schema: Schema, on_connect: Callable[[], None]) -> None:
         self.path = path
+        self._on_connect = on_connect
         self._schema = schema
         self._mutex = threading.Lock()
         self._pid = os.getpid()
@@ -94,7 +96,7 @@ class Database:
             StoreUnavailable: The lock was not free in time, or the file cannot be read or written.
         """
         try:
-            return self._run(LOCK_WAIT_SECONDS, verb, *args, **kwargs)
+            return self._run(self._begin, LOCK_WAIT_SECONDS, verb, *args, **kwargs)
         except _Busy:
             raise StoreUnavailable(
                 f"no decision was made: another process or thread has held the lock of {self.path!r} "
@@ -105,9 +107,16 @@ class Database:
     def try_run(self, verb: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
         """The same if it is nobody else's turn; None otherwise. Never waits for anybody."""
         try:
-            return self._run(0.0, verb, *args, **kwargs)
+            return self._run(self._begin, 0.0, verb, *args, **kwargs)
         except _Busy:
             return None
+
+    def look(self, verb: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run a verb that only reads, beside the transactions of other processes: they do not wait for it."""
+        try:
+            return self._run(self._begin_beside, LOCK_WAIT_SECONDS, verb, *args, **kwargs)
+        except _Busy:  # a reader waits only while another process repairs the log after a crash
+            return self.run(verb, *args, **kwargs)
 
     def version(self) -> object:
         """A value that differs from the last one when another process has written since. It may differ without a change."""
@@ -147,22 +156,31 @@ class Database:
     # --- one transaction --------------------------------------------------------------------------------------------
 
     def _run(
-        self, patience: float, verb: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+        self,
+        begin: Callable[[], sqlite3.Connection | None],
+        patience: float,
+        verb: Callable[Concatenate[sqlite3.Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
     ) -> _T:
         until = time.monotonic() + patience
         if not self._mutex.acquire(timeout=patience):
             raise _Busy
         try:
-            while (db := self._begin()) is None:
+            while (db := begin()) is None:
                 if time.monotonic() >= until:
-                    raise _Busy  # noqa: TRY301 - cleaned up below like any other way out
+                    raise _Busy  # noqa: TRY301 - nothing is held, so nothing is to be cleaned up
                 time.sleep(_LOCK_PAUSE_SECONDS)
             answer = verb(db, *args, **kwargs)
             db.execute("COMMIT")
             self._lock.release()  # type: ignore[union-attr]  # `_begin` took it
             return answer
+        except _Busy:
+            raise
         except BaseException as error:
-            self._disconnect()  # rolls back and frees the lock, wherever we were: a Ctrl-C must not leave it to others
+            self._disconnect()  # rolls back and frees the lock, wherever we were: a Ctrl-C must not keep it from others
+            if _is_busy(error):
+                raise _Busy from error
             if isinstance(error, OSError | sqlite3.Error):
                 raise self._unavailable(error) from error
             raise
@@ -184,11 +202,18 @@ class Database:
             db = self._connected()
             db.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
-            if _code(error) != sqlite3.SQLITE_BUSY:
+            if not _is_busy(error):
                 raise
             self._lock.release()
             return None
         return db
+
+    def _begin_beside(self) -> sqlite3.Connection | None:
+        """Begin to read, without the lock; what opens the file needs it."""
+        if self._db is None or self._pid != os.getpid():
+            return self._begin()
+        self._db.execute("BEGIN")
+        return self._db
 
     def _connected(self) -> sqlite3.Connection:
         """The connection, to the file that the path names now: in one that was removed under us nobody else counts."""
@@ -210,6 +235,7 @@ class Database:
             db.close()
             raise
         self._db, self._inode = db, _inode(self.path)
+        self._on_connect()
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -274,6 +300,10 @@ def _inode(path: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_BUSY
 
 
 def _code(error: sqlite3.Error) -> int:

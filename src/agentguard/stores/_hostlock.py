@@ -43,15 +43,19 @@ class HostLock:
     """
 
     def __init__(self, path: str) -> None:
+        self._is_held = False
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
 
     def try_acquire(self) -> bool:
         """Take the lock if it is free."""
-        return _try_lock(self._descriptor)
+        self._is_held = _try_lock(self._descriptor)
+        return self._is_held
 
     def release(self) -> None:
-        """Give it back."""
-        _unlock(self._descriptor)
+        """Give it back, if it is held."""
+        if self._is_held:
+            self._is_held = False
+            _unlock(self._descriptor)
 
     def close(self) -> None:
         """Free the descriptor, and the lock if it is held."""

@@ -149,6 +149,7 @@ class MemoryStore:
     def after_fork_in_child(self) -> None:
         """Charge the calls in flight: they are the parent's, and nobody here will settle them."""
         self._lock = threading.Lock()
+        self._watchers.lock = threading.Lock()
         for _, items in self._open.values():
             charge(items)
         self._open.clear()

@@ -86,7 +86,7 @@ class SqliteStore:
     may_block = True
 
     def __init__(self, path: str | os.PathLike[str], clock: WallClock = time) -> None:  # the module is a WallClock
-        self._database = Database(os.path.abspath(path), _SCHEMA)  # noqa: PTH100 - a Path would resolve links, too
+        self._database = Database(os.path.abspath(path), _SCHEMA, self._know_nothing)  # noqa: PTH100 - links are left alone
         self._now = clock.time
         self._me = Holder.of_this_process()
         self._name = str(self._me)
@@ -131,13 +131,11 @@ class SqliteStore:
 
     def read(self, keys: Sequence[str]) -> Sequence[Balance]:
         """Balances of rows, in the order asked."""
-        rows = self._database.run(self._rows_with_keys, keys)
-        now = self._now()
-        return [Balance.of(rows[key], now) for key in keys if key in rows]
+        return self._database.look(self._balances, keys)
 
     def rows(self) -> Sequence[tuple[LimitRow, Balance]]:
         """Every row."""
-        return self._database.run(self._all_rows)
+        return self._database.look(self._all_rows)
 
     def isolate(self, subject: str, *, on: bool, by: str, why: str) -> int:
         """Stop a subject, or restore it."""
@@ -148,7 +146,7 @@ class SqliteStore:
     def isolations(self) -> Sequence[Isolation]:
         """The subjects that are isolated now, oldest first."""
         select = "SELECT subject, by, why, at FROM isolations ORDER BY at, subject"
-        return self._database.run(lambda db: [Isolation(*row) for row in db.execute(select)])
+        return self._database.look(lambda db: [Isolation(*row) for row in db.execute(select)])
 
     def watch(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after settlements and isolations: those of this process at once, others within two polls."""
@@ -163,7 +161,7 @@ class SqliteStore:
 
     def sweep(self) -> int:
         """Charge the holds of dead processes, and of those past their deadline; now and then drop rows that are long idle."""
-        holders = self._database.run(lambda db: [name for (name,) in db.execute("SELECT DISTINCT holder FROM holds")])
+        holders = self._database.look(lambda db: [name for (name,) in db.execute("SELECT DISTINCT holder FROM holds")])
         dead = [name for name in holders if Holder.parse(name).is_dead(self._me)]
         swept = self._in_batches(self._charge_lost, dead)
         if swept:
@@ -171,7 +169,7 @@ class SqliteStore:
         now = self._now()
         if now >= self._prune_at:
             self._prune_at = now + _PRUNE_EVERY_SECONDS
-            self._in_batches(self._prune, now - IDLE_SECONDS)
+            self._prune(now - IDLE_SECONDS)
         return swept
 
     def close(self) -> None:
@@ -284,10 +282,10 @@ class SqliteStore:
             db.execute("DELETE FROM holds WHERE id = ?", (call,))
         return len(lost)
 
-    def _prune(self, db: sqlite3.Connection, before: float) -> int:
-        idle = f"""SELECT c.id FROM counters c JOIN limits l ON l.id = c.limit_id
-            WHERE c.used_at < ? AND l.per IN ({_marks(len(_SHORT_LIVED))}) LIMIT {_BATCH}"""  # noqa: S608 - question marks
-        return db.execute(f"DELETE FROM counters WHERE id IN ({idle})", (before, *_SHORT_LIVED)).rowcount  # noqa: S608
+    def _balances(self, db: sqlite3.Connection, keys: Sequence[str]) -> list[Balance]:
+        now = self._now()
+        rows = self._rows_of(db, [Charge(key, 0) for key in keys])
+        return [Balance.of(rows[key], now) for key in keys if key in rows]
 
     def _all_rows(self, db: sqlite3.Connection) -> list[tuple[LimitRow, Balance]]:
         now = self._now()
@@ -306,10 +304,6 @@ class SqliteStore:
             self._isolated = frozenset(subject for (subject,) in db.execute("SELECT subject FROM isolations"))
             self._epoch = epoch
         return {counted[1]: self._row(db, counted) for counted in found}
-
-    def _rows_with_keys(self, db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, Row]:
-        found = db.execute(f"SELECT {_COLUMNS} FROM counters c WHERE c.key IN ({_marks(len(keys))})", keys).fetchall()  # noqa: S608
-        return {row[1]: self._row(db, row) for row in found}
 
     def _items(self, db: sqlite3.Connection, id: str, at_hand: dict[int, Row]) -> list[Item] | None:
         """What a call holds, of rows that are still known; None when the id is not open."""
@@ -352,7 +346,27 @@ class SqliteStore:
         (limit_id,) = db.execute("SELECT id FROM limits WHERE spec = ?", (spec,)).fetchone()
         return int(limit_id)
 
+    def _know_nothing(self) -> None:
+        """Forget what the last connection read: this one may be to another file, with other limits under the same ids."""
+        self._limits.clear()
+        self._known.clear()
+        self._epoch = -1
+
     # --- elsewhere --------------------------------------------------------------------------------------------------
+
+    def _prune(self, before: float) -> None:
+        """Drop rows that are long idle, and limits that no row has any more."""
+        idle = self._database.look(
+            lambda db: db.execute(
+                f"""SELECT c.id FROM counters c JOIN limits l ON l.id = c.limit_id
+                WHERE c.used_at < ? AND l.per IN ({_marks(len(_SHORT_LIVED))})""",  # noqa: S608 - question marks
+                (before, *_SHORT_LIVED),
+            ).fetchall()
+        )
+        for start in range(0, len(idle), _BATCH):
+            doomed = [(row_id, before) for (row_id,) in idle[start : start + _BATCH]]
+            self._database.run(_delete_idle, doomed)
+        self._database.run(_delete_unused_limits)
 
     def _in_batches(self, verb: Callable[[sqlite3.Connection, _A], int], argument: _A) -> int:
         """Run a verb until it finds less than a batch to do. The lock is free in between."""
@@ -386,6 +400,14 @@ class SqliteStore:
 
 def _look(db: sqlite3.Connection) -> None:
     """Nothing but a transaction: it opens the file, or says why it cannot be used."""
+
+
+def _delete_idle(db: sqlite3.Connection, doomed: Sequence[tuple[int, float]]) -> None:
+    db.executemany("DELETE FROM counters WHERE id = ? AND used_at < ?", doomed)  # it may have been used since we looked
+
+
+def _delete_unused_limits(db: sqlite3.Connection) -> None:
+    db.execute("DELETE FROM limits WHERE id NOT IN (SELECT limit_id FROM counters)")
 
 
 def _marks(count: int) -> str:
