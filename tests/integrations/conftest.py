@@ -83,11 +83,12 @@ class Guarded:
         self.guard.close()
 
 
-def policy_of(tokens: int = 100_000, **agent: Any) -> Policy:
+def policy_of(tokens: int = 100_000, mode: str = "enforce", **agent: Any) -> Policy:
     """A policy with one agent, which may reach 127.0.0.1 and nothing else."""
     egress = {"allowed_domains": ["127.0.0.1"], "blocked_domains": ["*"]}
     return Policy.from_mapping(
         {
+            "mode": mode,
             "agents": [
                 {
                     "name": "bot",
@@ -96,7 +97,7 @@ def policy_of(tokens: int = 100_000, **agent: Any) -> Policy:
                     "budgets": [{"limit": f"{tokens} tokens"}, {"limit": "1000 calls"}],
                     **agent,
                 }
-            ]
+            ],
         }
     )
 
@@ -106,8 +107,8 @@ def guard_with() -> Iterator[Any]:
     """Put a guard on the call path: `guard_with(tokens=500)`."""
     made: list[Guarded] = []
 
-    def make(tokens: int = 100_000, **agent: Any) -> Guarded:
-        made.append(Guarded(policy_of(tokens, **agent)))
+    def make(tokens: int = 100_000, mode: str = "enforce", **agent: Any) -> Guarded:
+        made.append(Guarded(policy_of(tokens, mode, **agent)))
         return made[-1]
 
     yield make

@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import pickle
+import threading
 
 import pytest
 import requests
@@ -14,8 +15,14 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 
 from agentguard.context import own_traffic
 from agentguard.core.call import HTTPCall
-from agentguard.errors import BudgetExceeded, Denied, EgressDenied
+from agentguard.errors import AgentIsolated, BudgetExceeded, Denied, EgressDenied
 from agentguard.testing import Recorder, Reply
+
+# A stream that is left to the collector is what some of these tests are about.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 CHAT = {"model": "gpt-5", "messages": [{"role": "user", "content": "Say something."}], "max_tokens": 100}
 STREAM = {**CHAT, "stream": True}
@@ -476,6 +483,78 @@ def test_an_adapter_of_the_user_is_judged_and_never_asked_for_what_is_denied(gua
         session.get("mock://elsewhere.example/x")
 
     assert adapter.sent == []
+
+
+def test_isolating_the_agent_cuts_a_stream_that_flows(guarded, provider, url):
+    provider.reply(Reply(output_tokens=200, chunk_delay=0.01))
+
+    with requests.post(url, json=STREAM, stream=True, timeout=10) as response:
+        lines = response.iter_lines()
+        next(lines)
+        guarded.guard.isolate("agent:bot", by="operator", why="test")
+        with pytest.raises(AgentIsolated):
+            list(lines)
+
+    assert provider.wait_idle()
+    assert provider.requests[0].client_disconnected
+    assert guarded.held == 0
+
+
+def test_of_fifty_threads_no_call_too_many_is_admitted(guard_with, provider, url):
+    guarded = guard_with(budgets=[{"limit": "10 calls"}])
+    results = []
+
+    def one():
+        try:
+            results.append(requests.post(url, json=CHAT, timeout=10).status_code)
+        except BudgetExceeded as refused:
+            results.append(refused)
+
+    threads = [threading.Thread(target=one) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert results.count(200) == 10
+    assert len(results) == 50
+    assert provider.calls == 10
+    assert guarded.held == 0
+
+
+def test_a_stream_that_the_collector_frees_under_the_store_s_lock_does_not_wait_for_it(guarded, provider, url):
+    response = requests.post(url, json=STREAM, stream=True, timeout=10)
+    next(response.iter_content(1))
+    response.cycle = response
+    del response
+
+    with guarded.guard.store._lock:
+        gc.collect()
+
+    assert guarded.held == 0
+    assert [call.outcome for call in guarded.llm_calls] == ["abandoned"]
+
+
+def test_in_report_mode_a_refusal_is_told_once_and_refuses_nothing(guard_with, provider, recorder):
+    guarded = guard_with(mode="report")
+    provider.redirect("/start", to=recorder.url("/elsewhere"))
+
+    assert requests.get(recorder.url("/x"), timeout=10).text == "ok"
+    assert requests.get(provider.url("/start"), timeout=10).text == "ok"
+
+    assert recorder.requests == ["/x", "/elsewhere"]
+    assert [denied.enforced for denied in guarded.denied] == [False, False]
+
+
+def test_every_seam_stands(guarded):
+    standing = {status.seam: status.state for status in guarded.seams.status()}
+
+    assert standing["requests.sessions:Session.send"] == "hooked"
+    assert standing["urllib3.poolmanager:PoolManager.urlopen"] == "hooked"
+    assert standing["urllib3.connectionpool:HTTPConnectionPool.urlopen"] == "hooked"
+    assert standing["http.client:HTTPConnection.endheaders"] == "hooked"
+    assert standing["http.client:HTTPConnection.getresponse"] == "hooked"
+    assert standing["urllib.request:OpenerDirector.open"] in {"hooked", "waiting"}
 
 
 def test_traffic_of_agentguard_itself_is_no_call(guarded, recorder):

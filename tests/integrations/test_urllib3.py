@@ -160,6 +160,8 @@ def by_amount(response):
 
 
 def by_read1(response):
+    if not hasattr(response, "read1"):
+        pytest.skip("urllib3 2.0 has no read1")
     return b"".join(iter(response.read1, b""))
 
 

@@ -155,7 +155,7 @@ class Hop:
         self._target = target
         self.status: int | None = None
 
-    def __enter__(self) -> Hop:
+    def __enter__(self) -> Self:
         admitted = self._admitted
         admitted.in_hop = True
         self._started = admitted.guard.clock.time()
@@ -193,7 +193,7 @@ def read_answer(admitted: Admission, status: int, body: bytes) -> None:
     Raises:
         ToolDenied: The model proposes a tool that the agent may not use, and the policy refuses that.
     """
-    if admitted.family is None or admitted.answer is not None or status >= 400:  # noqa: PLR2004 - HTTP's errors
+    if admitted.family is None or admitted.answer is not None or status >= 400:
         return
     answer = admitted.answer = admitted.family.read_response(body)
     admitted.output_bytes = answer.text_bytes
@@ -275,6 +275,11 @@ def _judged(admitted: Admission) -> frozenset[Target]:
 def is_in_hand(admitted: Admission, target: Target) -> bool:
     """Whether a seam above has read this very request, and is sending it for this call."""
     return target in _judged(admitted)
+
+
+def is_judged(admitted: Admission, target: Target) -> bool:
+    """Whether a seam above has judged the host and port of a target, whatever the path."""
+    return any((one.host, one.port) == (target.host, target.port) for one in _judged(admitted))
 
 
 def judge_connection(guard: Guard, *targets: Target) -> None:

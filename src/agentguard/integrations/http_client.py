@@ -27,6 +27,7 @@ from agentguard.integrations._calls import (
     as_bytes,
     begin_or_none,
     is_in_hand,
+    is_judged,
     is_own_traffic,
     judge_connection,
     other_hosts,
@@ -377,9 +378,9 @@ def judge_ahead(guard: Guard, conn: Any) -> None:
     current = begin_or_none(guard)
     if current is None:
         judge_connection(guard, *targets)
-    elif not is_in_hand(current, targets[0]):
-        with Judging(current, *targets):
-            pass
+        return
+    with Judging(current, *(target for target in targets if not is_judged(current, target))):
+        pass
 
 
 def _close(_resolve: Resolve) -> Wrapper:
