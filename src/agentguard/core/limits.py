@@ -162,6 +162,9 @@ class Row:
         "window",
     )
 
+    spent: int
+    taken: int
+
     def __init__(self, key: str, limit: Limit, id: int = 0) -> None:
         self.key = key
         self.id = id
@@ -344,7 +347,7 @@ def decide(rows: Mapping[str, Row], charges: Sequence[Charge], now: float) -> di
     Raises:
         ValueError: A row is charged twice: each charge might fit where both do not.
     """
-    fitting = {}
+    fitting: dict[str, Row] = {}
     try:
         for key, amount in charges:
             fitting[key] = row = rows[key]
