@@ -1,6 +1,6 @@
 """agentguard makes AI agents safe to run in production: seen, controlled, answered for.
 
-    import agentguard; agentguard.instrument("agentguard.yaml")
+import agentguard; agentguard.instrument("agentguard.yaml")
 """
 
 from __future__ import annotations

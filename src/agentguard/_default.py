@@ -57,7 +57,7 @@ class Instrumentation:
 
     def uninstrument(self) -> None:
         """Take our wrappers off every call path, tell what is queued, and close the guard. Twice is once."""
-        global _current  # noqa: PLW0603 - the process default
+        global _current
         with _lock:
             if _current is self:
                 _current = None
@@ -66,6 +66,7 @@ class Instrumentation:
             seams.remove()
         self.guard.close()
         self._close()
+        atexit.unregister(self.guard.flush)
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +75,7 @@ class Instrumentation:
         self.uninstrument()
 
 
-def instrument(  # noqa: PLR0913 - each has a default
+def instrument(
     policy: Policy | Guard | StrPath | None = None,
     *,
     agent: str | None = None,
@@ -92,7 +93,8 @@ def instrument(  # noqa: PLR0913 - each has a default
             one warning says so.
         agent: The agent of callers that have entered none. None: AGENTGUARD_AGENT, else the only one of the policy.
         mode: `enforce` or `report`; outranks AGENTGUARD_MODE, which outranks the policy.
-        store: A `Store`, or a URL such as `memory://`. None: AGENTGUARD_STORE, else the policy's, else SQLite in the state directory.
+        store: A `Store`, or a URL such as `memory://`. None: AGENTGUARD_STORE, else the policy's, else SQLite
+            in the state directory.
         egress: `in_process`, `kernel` or `auto`; outranks the policy's `enforcement`.
         observers: Further observers of events.
         only: Names of libraries; only these are hooked.
@@ -103,7 +105,7 @@ def instrument(  # noqa: PLR0913 - each has a default
         EnforcementUnavailable: Kernel enforcement was asked for, and is not to be had.
         StoreUnavailable: The store cannot be opened.
     """
-    global _current  # noqa: PLW0603 - the process default
+    global _current
     with _lock:
         if _current is None:
             _current = _build(policy, agent, mode, store, egress, observers, only)
@@ -139,8 +141,10 @@ def current_guard() -> Guard:
 
 
 @contextmanager
-def budget(usd: Decimal | str | int | None = None, *, tokens: int | None = None, calls: int | None = None) -> Iterator[BudgetBlock]:
-    """Bound what happens inside the block, over and above the policy: `with budget(usd="0.50", tokens=20_000) as b:`.
+def budget(
+    usd: Decimal | str | int | None = None, *, tokens: int | None = None, calls: int | None = None
+) -> Iterator[BudgetBlock]:
+    """Bound what happens inside of a `with` block, over and above the policy.
 
     Args:
         usd: Money, as text or Decimal; a float is refused, for money is exact.
@@ -158,7 +162,7 @@ def budget(usd: Decimal | str | int | None = None, *, tokens: int | None = None,
         yield block
 
 
-def _build(  # noqa: PLR0913, PLR0917 - as `instrument`
+def _build(
     policy: Policy | Guard | StrPath | None,
     agent: str | None,
     mode: str | None,
@@ -188,7 +192,8 @@ def _build(  # noqa: PLR0913, PLR0917 - as `instrument`
             raise
         logger.exception("agentguard: a library is not observed")
     if file is not None:
-        guard.chore(lambda: _reload(guard, file))
+        guard.chore(lambda: _reload(guard, file, _chosen_mode(mode)))
+
     def close() -> None:
         close_record()
         close_telemetry()
@@ -208,10 +213,12 @@ def _disabled() -> Instrumentation:
     return Instrumentation(guard, None, close_record)
 
 
-def _guard_for(policy: Policy | StrPath | None, agent: str | None, mode: str | None, store: Store | str | None) -> tuple[Guard, PolicyFile | None]:
+def _guard_for(
+    policy: Policy | StrPath | None, agent: str | None, mode: str | None, store: Store | str | None
+) -> tuple[Guard, PolicyFile | None]:
     file = None
     if not isinstance(policy, Policy):
-        from agentguard.policy.reload import PolicyFile, find_policy  # noqa: PLC0415 - only when a file is looked for
+        from agentguard.policy.reload import PolicyFile, find_policy
 
         path = find_policy(policy)
         if path is None:
@@ -223,20 +230,26 @@ def _guard_for(policy: Policy | StrPath | None, agent: str | None, mode: str | N
         else:
             file = PolicyFile(path)
             policy = file.load()
-    mode = mode or os.environ.get("AGENTGUARD_MODE")
-    if mode is not None:
-        policy = dataclasses.replace(policy, mode=Mode(mode))
+    chosen = _chosen_mode(mode)
+    if chosen is not None:
+        policy = dataclasses.replace(policy, mode=chosen)
     opened = _store_for(store or os.environ.get("AGENTGUARD_STORE") or policy.store)
     return Guard(policy, store=opened, agent=agent or os.environ.get("AGENTGUARD_AGENT") or None), file
+
+
+def _chosen_mode(mode: str | None) -> Mode | None:
+    """The mode that outranks the policy's: the argument's, else AGENTGUARD_MODE's; None when neither says."""
+    chosen = mode or os.environ.get("AGENTGUARD_MODE")
+    return Mode(chosen) if chosen else None
 
 
 def _store_for(store: Store | str | None) -> Store:
     if store is not None and not isinstance(store, str):
         return store
-    from agentguard.stores import open_store  # noqa: PLC0415 - the backend comes with it
+    from agentguard.stores import open_store
 
     if store is None:
-        from agentguard.stores.state import default_store_url  # noqa: PLC0415 - as above
+        from agentguard.stores.state import default_store_url
 
         store = default_store_url()
     return open_store(store)
@@ -247,12 +260,12 @@ def _refuse_missing_egress(guard: Guard, egress: str | None) -> None:
     asked = {egress} if egress else {agent.external_calls.enforcement for agent in guard.policy.agents}
     if "kernel" in asked:
         guard.close()
-        msg = "enforcement: kernel was asked for, and this version of agentguard enforces egress in process only; write in_process, or auto"
+        msg = "enforcement: kernel was asked for, and this version enforces egress in process only; write in_process, or auto"
         raise EnforcementUnavailable(msg)
 
 
 def _keep_record(guard: Guard) -> Callable[[], None]:
-    from agentguard.audit.record import EventLog  # noqa: PLC0415 - comes with instrument()
+    from agentguard.audit.record import EventLog
 
     log = EventLog()
     guard.observe(log)
@@ -261,7 +274,7 @@ def _keep_record(guard: Guard) -> Callable[[], None]:
 
 
 def _telemetry(guard: Guard) -> Callable[[], None]:
-    from agentguard.otel.setup import set_up  # noqa: PLC0415 - OpenTelemetry comes with instrument()
+    from agentguard.otel.setup import set_up
 
     telemetry = set_up(service_name=guard.home_agent)
     guard.observe(telemetry.spans, telemetry.metrics)
@@ -270,8 +283,8 @@ def _telemetry(guard: Guard) -> Callable[[], None]:
 
 
 def _seams(guard: Guard, only: Collection[str] | None) -> Seams:
-    from agentguard.integrations._seam import Seams  # noqa: PLC0415 - wrapt comes with it
-    from agentguard.integrations.registry import integrations  # noqa: PLC0415 - as above
+    from agentguard.integrations._seam import Seams
+    from agentguard.integrations.registry import integrations
 
     def report(library: str, seam: str, state: str) -> None:
         guard.tell(SeamChanged(SYSTEM_CLOCK.time(), library, seam, state))
@@ -289,7 +302,7 @@ def _seams(guard: Guard, only: Collection[str] | None) -> Seams:
     return seams
 
 
-def _reload(guard: Guard, file: PolicyFile) -> None:
+def _reload(guard: Guard, file: PolicyFile, mode: Mode | None) -> None:
     """Adopt a policy file that has changed; one that does not load changes nothing, and is told."""
     changed = file.poll()
     if changed is None:
@@ -297,10 +310,14 @@ def _reload(guard: Guard, file: PolicyFile) -> None:
     problem: AgentGuardError | None = changed if isinstance(changed, PolicyError) else None
     if isinstance(changed, Policy):
         try:
-            guard.adopt(dataclasses.replace(changed, mode=guard.policy.mode) if os.environ.get("AGENTGUARD_MODE") else changed)
+            guard.adopt(changed if mode is None else dataclasses.replace(changed, mode=mode))
         except PolicyError as error:
             problem = error
     if problem is not None:
         logger.error("agentguard: the changed policy is not in force, the old one stays: %s", problem)
         policy = guard.policy
-        guard.tell(PolicyLoaded(SYSTEM_CLOCK.time(), policy.path, "", policy.mode, tuple(one.name for one in policy.agents), str(problem)))
+        guard.tell(
+            PolicyLoaded(
+                SYSTEM_CLOCK.time(), policy.path, "", policy.mode, tuple(one.name for one in policy.agents), str(problem)
+            )
+        )

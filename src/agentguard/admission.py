@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from agentguard.core.call import NO_USAGE, LLMCall, Usage
 from agentguard.core.pricing import cost_nanos
+from agentguard.errors import Denied
 from agentguard.policy.model import Ambiguous
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ class Admission:
         "is_cut",
         "is_streaming",
         "origin",
-        "output_bytes",
         "outcome",
+        "output_bytes",
         "owner",
         "reserved_output",
         "response_taken",
@@ -95,7 +96,7 @@ class Admission:
         "unanswered",
     )
 
-    def __init__(self, guard: Guard, id: str, call: Call, caller: Caller, rights: Rights, outcome: Outcome, owner: Owner) -> None:  # noqa: PLR0913 - built in one place
+    def __init__(self, guard: Guard, id: str, call: Call, caller: Caller, rights: Rights, outcome: Outcome, owner: Owner) -> None:
         self.guard = guard
         self.id = id
         self.call = call
@@ -143,7 +144,7 @@ class Admission:
         return self.guard.refuses_hop(self, target)
 
     def prepare_attempt(self) -> Decision | None:
-        """Ask for one more HTTP request of the call. After one without an answer the input is held once more: it may be billed twice."""
+        """Ask for one more HTTP request of the call. After an unanswered one its input, which may be billed twice, is held."""
         if self.rights.llm.ambiguous is Ambiguous.NOTHING or not isinstance(self.call, LLMCall):
             return None
         if not self.attempts or not _is_ambiguous(self.attempts[-1]):
@@ -153,7 +154,9 @@ class Admission:
             self.unanswered += 1
         return refusal
 
-    def settle(self, usage: Usage | None = None, outcome: str = "complete", error: str = "", decision: Decision | None = None) -> None:
+    def settle(
+        self, usage: Usage | None = None, outcome: str = "complete", error: str = "", decision: Decision | None = None
+    ) -> None:
         """Charge the call now. Only where no collector or signal handler can be running."""
         if self._end():
             self.guard.settle(self, Ending(usage, outcome, error, decision))
@@ -165,7 +168,9 @@ class Admission:
         else:
             self.settle(outcome=outcome)
 
-    def settle_later(self, usage: Usage | None = None, outcome: str = "abandoned", error: str = "", decision: Decision | None = None) -> None:
+    def settle_later(
+        self, usage: Usage | None = None, outcome: str = "abandoned", error: str = "", decision: Decision | None = None
+    ) -> None:
         """Charge the call soon, from the worker or before the next reservation. Takes no lock, so a finalizer may call it."""
         if self._end():
             self.guard.settle_later(self, Ending(usage, outcome, error, decision))
@@ -178,7 +183,7 @@ class Admission:
         return True
 
     def used(self, ending: Ending) -> Usage:
-        """What to charge: what the provider reported, else what was seen, else what the policy says of calls without an answer."""
+        """What to charge: what the provider reported, else what was seen, else what the policy says of unanswered calls."""
         call = self.call
         if not isinstance(call, LLMCall):
             return NO_USAGE
@@ -194,7 +199,7 @@ class Admission:
         last = self.attempts[-1] if self.attempts else None
         if ending.outcome == "denied" or last is None or not last.was_sent:
             return NO_USAGE
-        if last.status is not None and last.status < 400:  # noqa: PLR2004 - HTTP's success and redirection
+        if last.status is not None and last.status < 400:
             output = self.guard.estimator.output_tokens(call, self.output_bytes, self.rights.llm.bound)
             if not self.output_bytes and ending.outcome in {"complete", "error"} and not self.is_streaming:
                 output = self.reserved_output  # an answer that cannot be read: nothing was counted, so the bound stands
@@ -227,8 +232,35 @@ class Admission:
             self.settle(outcome=outcome_of(error), error=type(error).__name__)
 
 
+class InProgress:
+    """Makes an admitted call the current one, with its span, for one frame. What escapes from the frame ends the call."""
+
+    __slots__ = ("_admitted", "_span", "_token")
+
+    def __init__(self, admitted: Admission) -> None:
+        self._admitted = admitted
+
+    def __enter__(self) -> Admission:
+        admitted = self._admitted
+        self._token: contextvars.Token[Admission | None] = CURRENT.set(admitted)
+        spans = admitted.guard.spans
+        self._span = spans.current(admitted.span) if spans is not None and admitted.span is not None else None
+        if self._span is not None:
+            self._span.__enter__()
+        return admitted
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._span is not None:
+            self._span.__exit__(None, None, None)
+        CURRENT.reset(self._token)
+        if error is not None:
+            self._admitted.settle_later(outcome=outcome_of(error), error=type(error).__name__)
+
+
 def outcome_of(error: BaseException) -> str:
-    """The outcome word of an exception: `cancelled` for those that are no fault of the call."""
+    """The outcome word of an exception: `denied` for our own, `cancelled` for those that are no fault of the call."""
+    if isinstance(error, Denied):
+        return "denied"
     return "error" if isinstance(error, Exception) else "cancelled"
 
 

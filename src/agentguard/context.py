@@ -56,7 +56,7 @@ def acting_as(caller: Caller) -> Iterator[Caller]:
 
 
 def entered_agent(caller: Caller, name: str) -> Caller:
-    """The caller after entering an agent: inside another one, the rights are what both may do. The outermost one opens an interaction."""
+    """The caller after entering an agent. Inside another one, the rights are what both may do."""
     agents = caller.agents if name in caller.agents[-1:] else (*caller.agents, name)
     return caller._replace(agents=agents, interaction=caller.interaction or _new_id())
 
@@ -95,11 +95,16 @@ class Counted(Protocol):
     """What a ledger says of one row, in the unit of its limit."""
 
     @property
-    def row(self) -> str: ...
+    def row(self) -> str:
+        """The row's key."""
+
     @property
-    def spent(self) -> int: ...
+    def spent(self) -> int:
+        """What is settled."""
+
     @property
-    def held(self) -> int: ...
+    def held(self) -> int:
+        """What calls in flight have reserved."""
 
 
 class Ledger(Protocol):
@@ -131,7 +136,7 @@ class BudgetBlock:
 
     def __init__(self, ledger: Ledger, usd: Decimal | str | int | None, tokens: int | None, calls: int | None) -> None:
         self.id = f"budget:{_new_id()}"
-        wanted = ((Unit.USD, _nanos(usd)), (Unit.TOKENS, tokens), (Unit.CALLS, calls))
+        wanted = ((Unit.USD, None if usd is None else nanos_of(usd, "usd")), (Unit.TOKENS, tokens), (Unit.CALLS, calls))
         rule = Rule("agentguard.budget")
         limits = [Limit(amount=amount, unit=unit, rule=rule) for unit, amount in wanted if amount is not None]
         if not limits:
@@ -179,16 +184,20 @@ def _amount(by_unit: dict[str, int]) -> Amount:
     return Amount(None if nanos is None else Decimal(nanos) / NANOS_PER_USD, by_unit.get(Unit.TOKENS), by_unit.get(Unit.CALLS))
 
 
-def _nanos(usd: Decimal | str | int | None) -> int | None:
-    if usd is None:
-        return None
-    if isinstance(usd, float):
-        msg = f"money is exact: write usd={str(usd)!r} or a Decimal, not the float {usd!r}"
+def nanos_of(usd: object, name: str) -> int:
+    """An amount of money as its parameter `name` was given: text such as `"0.50"`, a Decimal or an int, in nano-USD.
+
+    Raises:
+        TypeError: It is a float, which is not exact, or something else.
+        ValueError: It is not an amount.
+    """
+    if not isinstance(usd, str | int | Decimal) or isinstance(usd, bool):
+        msg = f"money is exact: write {name}={str(usd)!r} or a Decimal, not {usd!r}"
         raise TypeError(msg)
     try:
         return int(Decimal(str(usd).removeprefix("$")) * NANOS_PER_USD)
     except InvalidOperation:
-        msg = f"usd={usd!r} is not an amount such as '0.50'"
+        msg = f"{name}={usd!r} is not an amount such as '0.50'"
         raise ValueError(msg) from None
 
 

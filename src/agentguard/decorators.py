@@ -6,20 +6,20 @@ leak to whoever reads from it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
 from agentguard._default import find_guard
-from agentguard.context import CALLER, entered_agent
+from agentguard.context import CALLER, entered_agent, nanos_of
 from agentguard.core.call import ToolCall
 from agentguard.events import ScopeEnded
-from agentguard.policy.model import NANOS_PER_USD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Generator
     from contextvars import Token
+    from decimal import Decimal
     from types import TracebackType
 
     from agentguard.admission import Admission
@@ -32,9 +32,11 @@ _REDACTED = "[redacted]"
 
 
 class _Run:
-    """One run of an agent or a tool. As a context manager it makes its identity and its span current, for one step in one frame."""
+    """One run of an agent or a tool. As a context manager it makes its identity and its span current, for one step."""
 
-    def __init__(self, kind: str, name: str, caller: Caller, call: ToolCall | None = None, admitted: Admission | None = None) -> None:
+    def __init__(
+        self, kind: str, name: str, caller: Caller, call: ToolCall | None = None, admitted: Admission | None = None
+    ) -> None:
         self._kind = kind
         self._name = name
         self._caller = caller
@@ -53,10 +55,8 @@ class _Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._current is not None:
             self._current.__exit__(None, None, None)
-        try:
+        with contextlib.suppress(ValueError):  # closed from another task or thread, whose identity was never changed
             CALLER.reset(self._token)
-        except ValueError:
-            pass  # closed from another task or thread, whose identity was never changed
 
     def end(self, error: BaseException | None = None) -> None:
         """The run is over. A generator may be ended by the garbage collector, so no lock is taken here."""
@@ -64,7 +64,9 @@ class _Run:
             self._admitted.settle_later(outcome="complete" if error is None else "error")
         if self._guard is not None:
             name = "" if error is None else type(error).__name__
-            self._guard.tell(ScopeEnded(self._guard.clock.time(), self._kind, self._name, self._caller, self._started, name, self._span))
+            self._guard.tell(
+                ScopeEnded(self._guard.clock.time(), self._kind, self._name, self._caller, self._started, name, self._span)
+            )
 
 
 def _inside(fn: Callable[P, R], start: Callable[..., _Run], astart: Callable[..., Any]) -> Callable[P, R]:
@@ -72,7 +74,7 @@ def _inside(fn: Callable[P, R], start: Callable[..., _Run], astart: Callable[...
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
-        run = start(fn, args, kwargs)
+        run = start(args, kwargs)
         try:
             with run:
                 result = fn(*args, **kwargs)
@@ -84,7 +86,7 @@ def _inside(fn: Callable[P, R], start: Callable[..., _Run], astart: Callable[...
 
     @functools.wraps(fn)
     async def acall(*args: Any, **kwargs: Any) -> Any:
-        run = await astart(fn, args, kwargs)
+        run = await astart(args, kwargs)
         try:
             with run:
                 result = await cast("Any", fn)(*args, **kwargs)
@@ -96,7 +98,7 @@ def _inside(fn: Callable[P, R], start: Callable[..., _Run], astart: Callable[...
 
     @functools.wraps(fn)
     def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        return _stepped(start(fn, args, kwargs), cast("Any", fn)(*args, **kwargs))
+        return _stepped(start(args, kwargs), cast("Any", fn)(*args, **kwargs))
 
     @functools.wraps(fn)
     def agenerate(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
@@ -136,7 +138,7 @@ def _stepped(run: _Run, inner: Generator[Any, Any, Any]) -> Generator[Any, Any, 
 
 
 async def _astepped(astart: Callable[..., Any], fn: Callable[..., Any], args: Any, kwargs: Any) -> AsyncGenerator[Any, Any]:
-    run = await astart(fn, args, kwargs)
+    run = await astart(args, kwargs)
     inner = fn(*args, **kwargs)
     sent, thrown = None, None
     try:
@@ -190,10 +192,10 @@ class agent:  # noqa: N801 - used as a word: `with agent("researcher"):` and `@a
     def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
         """Have every run of a function (coroutine, generator) be this agent's."""
 
-        async def astart(fn: Callable[..., Any], args: Any, kwargs: Any) -> _Run:
+        async def astart(*_: object) -> _Run:
             return self._start()
 
-        return _inside(fn, lambda fn, args, kwargs: self._start(), astart)
+        return _inside(fn, lambda *_: self._start(), astart)
 
     def _start(self) -> _Run:
         return _Run("invoke_agent", self._name, entered_agent(CALLER.get(), self._name))
@@ -227,25 +229,22 @@ def tool(
         ToolDenied: At the run: the agent may not use the tool, or lacks its scope.
         BudgetExceeded: At the run: its cost does not fit.
     """
-    if isinstance(cost_usd, float):
-        msg = f"money is exact: write cost_usd={str(cost_usd)!r} or a Decimal, not the float {cost_usd!r}"
-        raise TypeError(msg)
-    nanos = int(Decimal(cost_usd) * NANOS_PER_USD)
+    nanos = nanos_of(cost_usd, "cost_usd")
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-        called = name or getattr(fn, "__name__", type(fn).__name__)
+        called = str(name or getattr(fn, "__name__", type(fn).__name__))
 
         def asked(args: Any, kwargs: Any) -> ToolCall:
             guard = find_guard()
             captures = guard is not None and getattr(guard.spans, "captures_content", False)
             return ToolCall(called, scope, nanos, _arguments(fn, args, kwargs, redact) if captures else None)
 
-        def start(fn: Callable[..., Any], args: Any, kwargs: Any) -> _Run:
+        def start(args: Any, kwargs: Any) -> _Run:
             guard, call = find_guard(), asked(args, kwargs)
             admitted = guard.begin(call) if guard else None
             return _Run("execute_tool", called, CALLER.get()._replace(tool=called), call, admitted)
 
-        async def astart(fn: Callable[..., Any], args: Any, kwargs: Any) -> _Run:
+        async def astart(args: Any, kwargs: Any) -> _Run:
             guard, call = find_guard(), asked(args, kwargs)
             admitted = await guard.abegin(call) if guard else None
             return _Run("execute_tool", called, CALLER.get()._replace(tool=called), call, admitted)

@@ -86,7 +86,10 @@ class Denied(AgentGuardError):
     @classmethod
     def plain_type(cls) -> type[Denied]:
         """This denial's own class, without the bases of an SDK that `integrations` may have mixed in."""
-        return next(base for base in cls.__mro__ if globals().get(base.__name__) is base and issubclass(base, Denied))
+        for base in cls.__mro__:
+            if issubclass(base, Denied) and globals().get(base.__name__) is base:
+                return base
+        return Denied
 
 
 def _rebuild_denied(kind: type[Denied], decision: Decision, call: Call | None) -> Denied:

@@ -6,10 +6,11 @@ telemetry that the user has asked to capture content; nothing else may read more
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from agentguard.core.call import Call, Target, Usage
     from agentguard.core.caller import Caller
     from agentguard.core.decision import Decision
@@ -194,7 +195,7 @@ Event = (
 
 
 class Observer(Protocol):
-    """Somebody who is told. Called on the guard's worker thread, in the order of events; what it raises is counted and logged once."""
+    """Somebody who is told, on the guard's worker thread, in the order of events. What it raises is counted and logged once."""
 
     def __call__(self, event: Event, /) -> None:
         """Take note of an event."""
@@ -203,13 +204,13 @@ class Observer(Protocol):
 class SpanObserver(Observer, Protocol):
     """An observer that has to be there when a call starts, because the call's span is the parent of others."""
 
-    def begin(self, kind: str, name: str, call: Call | None, caller: Caller, /) -> Any:  # noqa: ANN401 - opaque to everybody else
+    def begin(self, kind: str, name: str, call: Call | None, caller: Caller, /) -> Any:
         """Start a span on the calling thread. What is returned rides on the call's later events as `span`."""
 
-    def around(self) -> Any:  # noqa: ANN401 - opaque to everybody else
+    def around(self) -> Any:
         """What stands for the span that is current now: the parent of a denial that has none of its own."""
 
-    def current(self, span: Any, /) -> AbstractContextManager[object]:  # noqa: ANN401 - what `begin` returned
+    def current(self, span: Any, /) -> AbstractContextManager[object]:
         """Make the span current for the duration of a block, in one frame."""
 
     def leave_usage(self, span: Any, /) -> None:

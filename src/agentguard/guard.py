@@ -9,11 +9,10 @@ import os
 import queue
 import threading
 import time
-import weakref
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
-from agentguard.admission import CURRENT, Admission, Ending, Owner
+from agentguard.admission import Admission, Ending, InProgress, Owner
 from agentguard.context import CALLER
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.caller import NOBODY
@@ -50,11 +49,11 @@ from agentguard.events import (
 from agentguard.policy.model import Mode, OnStoreDown, Unit
 from agentguard.stores.base import Granted, Reserve
 from agentguard.waiting import Changes
-from agentguard.worker import Worker
+from agentguard.worker import Worker, after_fork
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from agentguard.core.call import Call, Target
@@ -78,7 +77,7 @@ class Clock(Protocol):
         """Seconds that never go back."""
 
 
-SYSTEM_CLOCK: Clock = time  # type: ignore[assignment]  # the module is a Clock
+SYSTEM_CLOCK: Clock = time  # the module is a Clock
 
 _SCOPED: contextvars.ContextVar[tuple[Guard, ...]] = contextvars.ContextVar("agentguard_guards", default=())
 
@@ -98,7 +97,7 @@ _SWEEP_SECONDS = 1.0
 _RENEW_SECONDS = 60.0
 _COLLECT_SECONDS = 1.0
 _CLOSING_ROUNDS = 32
-_MAX_REGISTERED = 8192
+_MAX_ROW_SETS = 8192
 
 
 def scoped_guard() -> Guard | None:
@@ -122,7 +121,7 @@ class Guard:
         PolicyError: The policy enforces and names no agent, or `agent` is not one of its.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts of a guard
+    def __init__(
         self,
         policy: Policy,
         *,
@@ -133,11 +132,11 @@ class Guard:
         prices: PriceSource | None = None,
     ) -> None:
         if store is None:
-            from agentguard.stores.memory import MemoryStore  # noqa: PLC0415 - only when it is wanted
+            from agentguard.stores.memory import MemoryStore
 
             store = MemoryStore(clock)
         if prices is None:
-            from agentguard.prices import BundledPrices  # noqa: PLC0415 - only when it is wanted
+            from agentguard.prices import BundledPrices
 
             prices = BundledPrices()
         self.store = store
@@ -159,8 +158,7 @@ class Guard:
         self.observe(*observers)
         self.adopt(policy)
         self.refresh_isolations()
-        ref = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: (guard := ref()) and guard._forked())  # noqa: SLF001 - its own
+        after_fork(self, Guard.restart)
 
     # --- the policy -------------------------------------------------------------------------------------------------
 
@@ -171,10 +169,16 @@ class Guard:
             PolicyError: As for the constructor; the old policy stays.
         """
         if policy.mode is Mode.ENFORCE and not policy.agents:
-            raise PolicyError(policy.path or "policy", [Problem(policy.path or "policy", 0, 0, "agents", "an enforcing policy names at least one agent")])
+            raise PolicyError(
+                policy.path or "policy",
+                [Problem(policy.path or "policy", 0, 0, "agents", "an enforcing policy names at least one agent")],
+            )
         if self._agent is not None and policy.agents and policy.agent(self._agent) is None:
             named = ", ".join(repr(agent.name) for agent in policy.agents)
-            raise PolicyError(policy.path or "policy", [Problem(policy.path or "policy", 0, 0, "agents", f"agent {self._agent!r} is not among {named}")])
+            raise PolicyError(
+                policy.path or "policy",
+                [Problem(policy.path or "policy", 0, 0, "agents", f"agent {self._agent!r} is not among {named}")],
+            )
         self._in_force = _InForce(policy, self._agent, self._unnamed_session)
         self.tell(PolicyLoaded(self.clock.time(), policy.path, digest, policy.mode, tuple(agent.name for agent in policy.agents)))
 
@@ -255,23 +259,15 @@ class Guard:
             StoreUnavailable: The store gave no answer in time, and a limit of the call is `on_store_down: closed`.
         """
         admitted = self.begin(call)
-        with admitted:
-            token = CURRENT.set(admitted)
-            try:
-                yield admitted
-            finally:
-                CURRENT.reset(token)
+        with admitted, InProgress(admitted):
+            yield admitted
 
     @asynccontextmanager
     async def aadmit(self, call: Call) -> AsyncIterator[Admission]:
         """Like `admit`, without blocking the event loop."""
         admitted = await self.abegin(call)
-        with admitted:
-            token = CURRENT.set(admitted)
-            try:
-                yield admitted
-            finally:
-                CURRENT.reset(token)
+        with admitted, InProgress(admitted):
+            yield admitted
 
     def begin(self, call: Call) -> Admission:
         """Admit a call whose end the caller will tell: `Admission.settle`. Raises as `admit` does."""
@@ -293,7 +289,7 @@ class Guard:
 
     async def abegin(self, call: Call) -> Admission:
         """Like `begin`, without blocking the event loop."""
-        import asyncio  # noqa: PLC0415 - whoever awaits has it loaded
+        import asyncio
 
         asking = _Asking(self, call, Owner(threading.get_ident(), asyncio.current_task()))
         try:
@@ -322,7 +318,16 @@ class Guard:
         if not isinstance(call, ToolCall):
             if self.spans is not None:
                 admitted.span = self.spans.begin("call", call.name, call, caller)
-            self.tell(CallAdmitted(admitted.started, asked.id, call, caller, estimate.input_tokens + (estimate.output_tokens or 0), estimate.nanos))
+            self.tell(
+                CallAdmitted(
+                    admitted.started,
+                    asked.id,
+                    call,
+                    caller,
+                    estimate.input_tokens + (estimate.output_tokens or 0),
+                    estimate.nanos,
+                )
+            )
         return admitted
 
     def _refuse(self, id: str, call: Call, caller: Caller, decision: Decision) -> None:
@@ -331,7 +336,11 @@ class Guard:
             left = max(decision.facts.resets_at - self.clock.time(), 0.0)
             decision = decision._replace(facts=decision.facts._replace(retry_after=left))
         enforced = self.policy.mode is Mode.ENFORCE
-        self.tell(CallDenied(self.clock.time(), id, call, caller, decision, enforced, None if self.spans is None else self.spans.around()))
+        self.tell(
+            CallDenied(
+                self.clock.time(), id, call, caller, decision, enforced, None if self.spans is None else self.spans.around()
+            )
+        )
         if enforced:
             raise denial(decision, call)
 
@@ -341,7 +350,7 @@ class Guard:
         if refusal is None:
             return None
         enforced = self.policy.mode is Mode.ENFORCE
-        self.tell_denied(admitted, refusal, enforced=enforced)
+        self.tell_denied(admitted, refusal, target, enforced=enforced)
         return refusal if enforced else None
 
     # --- the store --------------------------------------------------------------------------------------------------
@@ -349,11 +358,11 @@ class Guard:
     def _reserve(self, request: Reserve, ask: ReserveRows) -> Refused | None:
         self.settle_ended()
         try:
-            self._register(ask.rows)
+            self._in_force.register(ask.rows, self.store)
             answer = self.store.reserve(request)
-            if isinstance(answer, Refused) and answer.kind is RefusalKind.UNREGISTERED and not answer.row.startswith("budget:"):
-                self.store.register(ask.rows)
-                answer = self.store.reserve(request)
+            if isinstance(answer, Refused) and answer.kind is RefusalKind.UNREGISTERED:
+                # The store has lost what it was told. An unknown balance is not an empty one, so this call is refused.
+                self._in_force.forget_registrations()
         except StoreUnavailable:
             if not _may_go_uncounted(ask):
                 raise
@@ -366,20 +375,22 @@ class Guard:
             return self._reserve(request, ask)
         self.settle_ended()
         try:
-            self._register(ask.rows)
+            self._in_force.register(ask.rows, self.store)
             answer = self.store.try_reserve(request)
         except StoreUnavailable:
             answer = None
         if answer is not None and not (isinstance(answer, Refused) and answer.kind is RefusalKind.UNREGISTERED):
             return self._granted(answer)
-        import asyncio  # noqa: PLC0415 - whoever awaits has it loaded
+        import asyncio
 
         reserving = asyncio.get_running_loop().run_in_executor(None, self._reserve, request, ask)
         try:
             return await asyncio.shield(reserving)
         except asyncio.CancelledError:
             # The thread may yet be granted what nobody waits for any more.
-            reserving.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result() or self.store.settle(request.id, _NOTHING))
+            reserving.add_done_callback(
+                lambda done: done.cancelled() or done.exception() or done.result() or self.store.settle(request.id, _NOTHING)
+            )
             raise
 
     def _granted(self, answer: Granted | Refused) -> Refused | None:
@@ -389,17 +400,8 @@ class Guard:
             self.tell(BudgetThresholdCrossed(self.clock.time(), crossed))
         return answer.refused
 
-    def _register(self, rows: tuple[LimitRow, ...]) -> None:
-        registered = self._in_force.registered
-        if id(rows) in registered:
-            return
-        if len(registered) >= _MAX_REGISTERED:
-            registered.clear()
-        self.store.register(row for row in rows if not row.subject.startswith("budget:"))
-        registered[id(rows)] = rows
-
     def _lefts(self, rows: Sequence[LimitRow]) -> Sequence[Left]:
-        self._register(tuple(rows))
+        self._in_force.register(rows, self.store)
         self.settle_ended()
         balances = {balance.row: balance for balance in self.store.read([row.key for row in rows])}
         return [_left(row, balances.get(row.key)) for row in rows]
@@ -407,10 +409,12 @@ class Guard:
     def held_by(self, owner: Owner, row: str) -> int:
         """What the open calls of one thread or task hold of a row."""
         mine = [admitted for admitted in list(self._open.values()) if admitted.is_open and _is_same(admitted.owner, owner)]
-        return sum(charge.amount for admitted in mine for charge in (*admitted.outcome.charges, *admitted.extended) if charge.row == row)
+        return sum(
+            charge.amount for admitted in mine for charge in (*admitted.outcome.charges, *admitted.extended) if charge.row == row
+        )
 
     def collect_garbage(self, owner: Owner | None = None) -> bool:
-        """Free streams that a bare `break` has left: the SDK's stream and its generator are a cycle, which only the collector ends.
+        """Free streams that a bare `break` has left: the SDK's stream and its generator are a cycle.
 
         Once a second at most; for an owner, whenever it has a stream that no collection has seen yet.
 
@@ -509,7 +513,7 @@ class Guard:
             elif isinstance(answer, Granted):
                 admitted.extended += charges
             if isinstance(answer, Refused):
-                refusal = refusal_of(answer, admitted.call, admitted.caller, admitted.rows)
+                refusal = refusal_of(answer, admitted.call, admitted.caller, admitted.rows, is_cut=True)
         if refusal is not None and self.policy.mode is Mode.ENFORCE:
             return refusal
         admitted.reserved_output += granted if output_tokens else 0
@@ -524,12 +528,17 @@ class Guard:
                 return decision
         return None
 
-    def tell_denied(self, admitted: Admission, decision: Decision, *, enforced: bool = True) -> None:
-        """Tell observers that an admitted call was refused further on: a hop of it, or the rest of its stream."""
-        self.tell(CallDenied(self.clock.time(), admitted.id, admitted.call, admitted.caller, decision, enforced, admitted.span))
+    def tell_denied(
+        self, admitted: Admission, decision: Decision, target: Target | None = None, *, enforced: bool = True
+    ) -> None:
+        """Tell observers that an admitted call was refused further on: a hop of it to a target, or the rest of its stream."""
+        call = admitted.call
+        if target is not None and not isinstance(call, ToolCall):
+            call = call._replace(target=target)
+        self.tell(CallDenied(self.clock.time(), admitted.id, call, admitted.caller, decision, enforced, admitted.span))
 
     def propose(self, admitted: Admission, tools: Iterable[str]) -> Decision | None:
-        """Judge tools that a model proposed. Each forbidden one is told; a refusal is returned when the policy refuses proposals."""
+        """Judge tools that a model proposed. Each forbidden one is told; returns a refusal when the policy refuses proposals."""
         refusal = None
         for tool in tools:
             decision = admitted.rights.refuses(ToolCall(tool), admitted.caller)
@@ -561,12 +570,20 @@ class Guard:
         for admitted in list(self._open.values()):
             subjects = admitted.rights.subjects(admitted.caller) if self.isolated else ()
             isolated = next((subject for subject in subjects if subject in self.isolated), None)
-            admitted.is_cut = None if isolated is None else refusal_of(Refused(RefusalKind.ISOLATED, isolated), admitted.call, admitted.caller, ())
+            admitted.is_cut = (
+                None
+                if isolated is None
+                else refusal_of(Refused(RefusalKind.ISOLATED, isolated), admitted.call, admitted.caller, ())
+            )
 
     def usage(self, subject: str | None = None) -> Sequence[tuple[LimitRow, Balance]]:
         """The ledger: every limit with its balance, or those of one subject."""
         self.settle_ended()
-        return [(row, balance) for row, balance in self.store.rows() if subject is None or row.subject == subject or row.subject.endswith(f"@{subject}")]
+        return [
+            (row, balance)
+            for row, balance in self.store.rows()
+            if subject is None or row.subject == subject or row.subject.endswith(f"@{subject}")
+        ]
 
     # --- observers and life -----------------------------------------------------------------------------------------
 
@@ -609,7 +626,8 @@ class Guard:
             self._renewed = now
             self.store.renew()
 
-    def _forked(self) -> None:
+    def restart(self) -> None:
+        """Begin anew in a forked child: the calls in flight are the parent's."""
         self._open.clear()
         self._ended = queue.SimpleQueue()
         self.changes = Changes(self.store)
@@ -646,7 +664,15 @@ class _Asking:
         self.reply: Reply = None
         self.outcome: Outcome
         self._guard = guard
-        self._flow = admission(call, self.caller, self.rights, guard.estimator, guard.prices, guard.isolated)
+        self._flow = admission(
+            call,
+            self.caller,
+            self.rights,
+            guard.estimator,
+            guard.prices,
+            guard.isolated,
+            reports=guard.policy.mode is Mode.REPORT,
+        )
         self._watch: AbstractContextManager[None] | None = None
         self._deadline = 0.0
         self._seen = 0
@@ -698,7 +724,7 @@ class _Asking:
 
     async def _let_generators_end(self, refused: Refused) -> None:
         """The collector only hands async generators to the loop, which closes them in its next rounds."""
-        import asyncio  # noqa: PLC0415 - whoever awaits has it loaded
+        import asyncio
 
         for _ in range(_CLOSING_ROUNDS):
             if not self._is_ours(refused):
@@ -728,7 +754,8 @@ class _InForce:
         only = policy.agents[0].name if len(policy.agents) == 1 else None
         self.home = (agent,) if agent else (only,) if only else ()
         self.nobody = NOBODY._replace(agents=self.home)
-        self.registered: dict[int, tuple[LimitRow, ...]] = {}
+        self._registered: set[str] = set()
+        self._row_sets: dict[int, tuple[LimitRow, ...]] = {}
         self._unnamed_session = unnamed_session
         self._rights: dict[tuple[str, ...], Rights] = {}
 
@@ -739,6 +766,24 @@ class _InForce:
             rights = self._rights[names] = Rights(self.policy, agents, self._unnamed_session)
         return rights
 
+    def register(self, rows: Sequence[LimitRow], store: Store) -> None:
+        """Make rows known to the store, each once. A budget block registers its own, and none after it has ended."""
+        if id(rows) in self._row_sets:
+            return
+        unknown = [row for row in rows if row.key not in self._registered and not row.subject.startswith("budget:")]
+        if unknown:
+            store.register(unknown)
+            self._registered.update(row.key for row in unknown)
+        if isinstance(rows, tuple):
+            if len(self._row_sets) >= _MAX_ROW_SETS:
+                self._row_sets.clear()
+            self._row_sets[id(rows)] = rows  # held on to, so that the id stays its own
+
+    def forget_registrations(self) -> None:
+        """Register everything anew when it is next asked for."""
+        self._registered.clear()
+        self._row_sets.clear()
+
     def _named(self, names: tuple[str, ...]) -> list[AgentPolicy]:
         return [agent for name in dict.fromkeys(names) if (agent := self.policy.agent(name))]
 
@@ -747,7 +792,11 @@ def denial(decision: Decision, call: Call | None, bases: tuple[type, ...] = ()) 
     """The exception of a decision, with further bases mixed in when it has to pass through an SDK."""
     kind = _DENIALS[decision.reason or Reason.STORE]
     if bases:
-        kind = type(kind.__name__, (kind, *bases), {"__module__": kind.__module__, "__init__": kind.__init__, "__reduce__": kind.__reduce__})
+        kind = type(
+            kind.__name__,
+            (kind, *bases),
+            {"__module__": kind.__module__, "__init__": kind.__init__, "__reduce__": kind.__reduce__},
+        )
     return kind(decision, call)
 
 

@@ -62,20 +62,24 @@ class Changes:
 
     async def await_change(self, seen: int, seconds: float) -> None:
         """Suspend this task until the version is no longer `seen`, or the time is over."""
-        import asyncio  # noqa: PLC0415 - whoever awaits has it loaded
+        import asyncio
 
         loop = asyncio.get_running_loop()
         changed: asyncio.Future[None] = loop.create_future()
 
+        def end() -> None:
+            if not changed.done():
+                changed.set_result(None)
+
         def wake() -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(lambda: changed.done() or changed.set_result(None))
+                loop.call_soon_threadsafe(end)
 
         with self._condition:
             if self.version != seen:
                 return
             self._wake_loops.append(wake)
-        timer = loop.call_later(seconds, lambda: changed.done() or changed.set_result(None))
+        timer = loop.call_later(seconds, end)
         try:
             await changed
         finally:

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +31,23 @@ TICK_SECONDS = 1.0
 logger = logging.getLogger("agentguard")
 
 
+T = TypeVar("T")
+
+
+def after_fork(owner: T, restart: Callable[[T], None]) -> None:
+    """Have an object begin anew in each forked child, for as long as it lives."""
+    ref = weakref.ref(owner)
+
+    def restart_if_alive() -> None:
+        alive = ref()
+        if alive is not None:
+            restart(alive)
+
+    os.register_at_fork(after_in_child=restart_if_alive)
+
+
 class Worker:
-    """Runs observers and a housekeeping tick off the call path. The thread starts with the first event, and anew in a forked child."""
+    """Runs observers and a housekeeping tick off the call path. Its thread starts with the first call."""
 
     def __init__(self, tick: Callable[[], None]) -> None:
         self.observers: list[Observer] = []
@@ -41,9 +56,13 @@ class Worker:
         self._tick = tick
         self._events: deque[Event] = deque()
         self._faulty: set[int] = set()
-        self._reset()
-        ref = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: (worker := ref()) and worker._forked())  # noqa: SLF001 - its own
+        self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._is_woken: bool = False
+        self._is_closing: bool = False
+        self._is_telling: bool = False
+        after_fork(self, Worker.restart)
 
     def add(self, observer: Observer) -> None:
         """Have an observer told from now on."""
@@ -70,14 +89,14 @@ class Worker:
         """See that the thread runs. Not from a finalizer."""
         if self._thread is None:
             with self._lock:
-                if self._thread is None and not self._closing:
+                if self._thread is None and not self._is_closing:
                     self._thread = threading.Thread(target=self._run, name="agentguard", daemon=True)
                     self._thread.start()
 
     def flush(self, seconds: float = 2.0) -> bool:
         """Have everything told that was queued before, at most for so long. False when time ran out."""
         deadline = time.monotonic() + seconds
-        while self._events or self._telling:
+        while self._events or self._is_telling:
             if time.monotonic() >= deadline:
                 return False
             if self._thread is None or not self._thread.is_alive():
@@ -88,45 +107,41 @@ class Worker:
 
     def close(self) -> None:
         """Tell what is queued and stop the thread."""
-        self._closing = True
+        self._is_closing = True
         self._signals.put(None)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(2.0)
         self.flush()
 
-    def _reset(self) -> None:
-        self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._is_woken = False
+    def restart(self) -> None:
+        """Begin anew in a forked child, which has no thread. What was queued is the parent's to tell."""
+        self._events.clear()
+        self._signals = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._closing = False
-        self._telling = False
-
-    def _forked(self) -> None:
-        self._events.clear()  # the parent tells them
-        self._reset()
+        self._thread = None
+        self._is_woken = self._is_telling = False
 
     def _run(self) -> None:
-        while not self._closing:
+        while not self._is_closing:
             try:
                 self._signals.get(timeout=TICK_SECONDS)
             except queue.Empty:
                 pass
             else:
-                time.sleep(0 if self._closing else BATCH_SECONDS)
+                time.sleep(0 if self._is_closing else BATCH_SECONDS)
             self._is_woken = False
             self._tell_queued()
             self._guarded(self._tick)
         self._tell_queued()
 
     def _tell_queued(self) -> None:
-        self._telling = True
+        self._is_telling = True
         while self._events:
             event = self._events.popleft()
             for observer in self.observers:
                 self._guarded(observer, event)
-        self._telling = False
+        self._is_telling = False
 
     def _guarded(self, fn: Callable[..., None], *args: object) -> None:
         try:

@@ -75,7 +75,7 @@ class LLMCall(NamedTuple):
         input_bytes: UTF-8 bytes of the text that is visible in the request.
         dense_bytes: The part of them in long runs without white space (base64, hashes), which take more tokens a byte.
         opaque_parts: Images, files and audio in the request, whose tokens cannot be counted here.
-        input_visible: False when the provider will add input that the request does not show (stored conversations, files, images).
+        input_visible: False when there is input that the request does not show (stored conversations, files, images).
         max_output_tokens: The bound on output that the request carries; None when it carries none.
         choices: How many completions are asked for; each may use the whole output bound.
         request: The request body, for telemetry (parameters only, unless content capture is on). Never written to records.

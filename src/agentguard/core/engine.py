@@ -13,7 +13,7 @@ from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import ALLOW, Decision, Facts, Reason, deny
 from agentguard.core.limits import Charge, RefusalKind, Refused
 from agentguard.core.pricing import affordable_output, bound_nanos, price_of
-from agentguard.core.wording import amount_text, refusal_sentence, who
+from agentguard.core.wording import amount_text, cut_sentence, refusal_sentence, who
 from agentguard.policy.model import Bound, Price, Rule, Unbounded, Unit
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from agentguard.core.rights import Account, Rights
     from agentguard.policy.model import Limit
 
-    Ask = Union["ReadRows", "ReserveRows", "AwaitChange"]
-    Reply = Union["Sequence[Left]", "Refused", bool, None]
+    Ask = Union["ReadRows", "ReserveRows", "AwaitChange"]  # noqa: UP007 - `|` takes no forward references
+    Reply = Union["Sequence[Left]", "Refused", bool, None]  # noqa: UP007 - as above
     Admission = Generator[Ask, Reply, "Outcome"]
 
 LEAST_WRITTEN_BOUND = 256
@@ -50,7 +50,7 @@ class ReserveRows(NamedTuple):
 
 
 class AwaitChange(NamedTuple):
-    """A wish to wait until others have settled. Answered by True to try again, by False when waiting is of no use, or was too long."""
+    """A wish to wait until others have settled. Answered by True to try again; by False when that is of no use."""
 
     refused: Refused
 
@@ -92,17 +92,31 @@ class Outcome(NamedTuple):
     charges: tuple[Charge, ...] = ()
 
 
-class _Refusal(Exception):  # noqa: N818 - a way out of nested steps, never seen outside
+class _Refusal(Exception):
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
 
 
-
-
-def admission(  # noqa: PLR0913 - what a decision rests on
-    call: Call, caller: Caller, rights: Rights, estimator: Estimator, prices: PriceSource, isolated: Collection[str] = ()
+def admission(
+    call: Call,
+    caller: Caller,
+    rights: Rights,
+    estimator: Estimator,
+    prices: PriceSource,
+    isolated: Collection[str] = (),
+    *,
+    reports: bool = False,
 ) -> Admission:
-    """Decide one call. `isolated` are the subjects that this process knows to be stopped; the store has the last word on them.
+    """Decide one call.
+
+    Args:
+        call: What is asked for.
+        caller: Who asks.
+        rights: What the caller may do.
+        estimator: Says how many tokens the call will use.
+        prices: Says what they cost.
+        isolated: The subjects that this process knows to be stopped. The store has the last word on them.
+        reports: Report mode: a refused call will be made all the same, so what it uses is reserved nevertheless.
 
     Yields:
         `ReadRows`, answered by what each row has left; `ReserveRows`, answered by None or the refusal; and after a refusal by
@@ -111,10 +125,9 @@ def admission(  # noqa: PLR0913 - what a decision rests on
     Returns:
         The decision, with what was reserved.
     """
-    if isolated and (subject := next((one for one in rights.subjects(caller) if one in isolated), None)):
-        return Outcome(refusal_of(Refused(RefusalKind.ISOLATED, subject), call, caller, ()))
-    if refusal := rights.refuses(call, caller):
-        return Outcome(refusal)
+    boundary = _refused_by_boundary(call, caller, rights, isolated)
+    if boundary is not None and not reports:
+        return Outcome(boundary)
     account = rights.account(call, caller)
     rows = account.rows
     while True:
@@ -123,14 +136,25 @@ def admission(  # noqa: PLR0913 - what a decision rests on
             try:
                 estimate = yield from _estimate(call, caller, rights, account, estimator, prices)
             except _Refusal as refused:
-                return Outcome(refused.decision, rows=rows)
+                return Outcome(boundary or refused.decision, rows=rows)
         charges = _charges(call, rows, estimate)
-        answer = yield ReserveRows(rows, charges, account.subjects)
+        answer = yield ReserveRows(rows, charges, rights.subjects(caller))
         if answer is None:
-            return Outcome(ALLOW, estimate, rows, charges)
+            return Outcome(boundary or ALLOW, estimate, rows, charges)
         refusal = cast("Refused", answer)
-        if refusal.kind is not RefusalKind.CONTENDED or not (yield AwaitChange(refusal)):
-            return Outcome(refusal_of(refusal, call, caller, rows), estimate, rows, charges)
+        if refusal.kind is RefusalKind.CONTENDED:
+            if reports:
+                return Outcome(boundary or ALLOW, estimate, rows, charges)  # it would have waited
+            if (yield AwaitChange(refusal)):
+                continue
+        return Outcome(boundary or refusal_of(refusal, call, caller, rows), estimate, rows, charges)
+
+
+def _refused_by_boundary(call: Call, caller: Caller, rights: Rights, isolated: Collection[str]) -> Decision | None:
+    """What stands against a call without asking a counter: isolation, then tool, model, scope and host."""
+    if isolated and (subject := next((one for one in rights.subjects(caller) if one in isolated), None)):
+        return refusal_of(Refused(RefusalKind.ISOLATED, subject), call, caller, ())
+    return rights.refuses(call, caller)
 
 
 def _charges(call: Call, rows: Sequence[LimitRow], estimate: Estimate) -> tuple[Charge, ...]:
@@ -146,14 +170,22 @@ def _charges(call: Call, rows: Sequence[LimitRow], estimate: Estimate) -> tuple[
     return tuple(charges)
 
 
-def _estimate(  # noqa: PLR0913 - what an estimate rests on
+def _estimate(
     call: LLMCall, caller: Caller, rights: Rights, account: Account, estimator: Estimator, prices: PriceSource
 ) -> Generator[Ask, Reply, Estimate]:
     llm = rights.llm
     bounding, money = account.bounding, account.money
     if llm.bound is Bound.STRICT and bounding and not call.input_visible:
-        sentence = f"{who(caller)} may not make {call.name!r}: llm.bound is strict, and part of the input is not in the request ({llm.rule})."
-        raise _Refusal(deny(Reason.BUDGET, Rule("llm.bound", llm.rule.path, llm.rule.line), sentence, "Send the whole input, or set llm.bound to calibrated."))
+        why = f"llm.bound is strict, and part of the input is not in the request ({llm.rule})"
+        sentence = f"{who(caller)} may not make {call.name!r}: {why}."
+        raise _Refusal(
+            deny(
+                Reason.BUDGET,
+                Rule("llm.bound", llm.rule.path, llm.rule.line),
+                sentence,
+                "Send the whole input, or set llm.bound to calibrated.",
+            )
+        )
     input_tokens = estimator.input_tokens(call, llm.bound)
     price = price_of(llm, prices, call.provider, call.model, input_tokens)
     if money is not None and price is None:
@@ -163,7 +195,14 @@ def _estimate(  # noqa: PLR0913 - what an estimate rests on
     if output is None and bounding:
         if llm.unbounded_output is Unbounded.DENY:
             sentence = f"{who(caller)} may not make {call.name!r}: the request carries no bound on its output ({llm.rule})."
-            raise _Refusal(deny(Reason.BUDGET, Rule("llm.unbounded_output", llm.rule.path, llm.rule.line), sentence, "Pass max_tokens, or set llm.unbounded_output to write."))
+            raise _Refusal(
+                deny(
+                    Reason.BUDGET,
+                    Rule("llm.unbounded_output", llm.rule.path, llm.rule.line),
+                    sentence,
+                    "Pass max_tokens, or set llm.unbounded_output to write.",
+                )
+            )
         output = llm.max_output_tokens
         if llm.unbounded_output is Unbounded.WRITE:
             output = written = yield from _fitting_bound(call, account.rows, rights.call_limits, input_tokens, price, output)
@@ -179,7 +218,7 @@ def _estimate(  # noqa: PLR0913 - what an estimate rests on
 _AMOUNTS = (Unit.TOKENS, Unit.USD)
 
 
-def _fitting_bound(  # noqa: PLR0913 - what a bound rests on
+def _fitting_bound(
     call: LLMCall, rows: Sequence[LimitRow], call_limits: Sequence[Limit], input_tokens: int, price: Price | None, cap: int
 ) -> Generator[Ask, Reply, int]:
     """The output bound to write: at most the cap, and what every limit has left after the input.
@@ -215,19 +254,24 @@ def over_call_limit(limit: Limit, tokens: int, nanos: int, call: Call, caller: C
     return deny(Reason.BUDGET, limit.rule, sentence, "Ask for less, or raise the limit.", Facts(limit.amount, 0, 0, asked))
 
 
-def refusal_of(refused: Refused, call: Call, caller: Caller, rows: Sequence[LimitRow]) -> Decision:
-    """Put a store's refusal into words."""
+def refusal_of(refused: Refused, call: Call, caller: Caller, rows: Sequence[LimitRow], *, is_cut: bool = False) -> Decision:
+    """Put a store's refusal into words: of a call, or of the rest of a stream."""
     if refused.kind is RefusalKind.ISOLATED:
         sentence = f"{refused.row} is isolated: {call.name!r} was not sent."
-        return deny(Reason.ISOLATED, Rule("isolation"), sentence, f"An operator restores it with `agentguard restore {refused.row}`.")
+        return deny(
+            Reason.ISOLATED, Rule("isolation"), sentence, f"An operator restores it with `agentguard restore {refused.row}`."
+        )
     row = next((row for row in rows if row.key == refused.row), None)
     if row is None or refused.kind is RefusalKind.UNREGISTERED:
-        sentence = f"the store does not know {refused.row!r}, and a missing counter is not an empty one: {call.name!r} was not sent."
+        sentence = (
+            f"the store does not know {refused.row!r}, and a missing counter is not an empty one: {call.name!r} was not sent."
+        )
         return deny(Reason.STORE, Rule("store"), sentence, "Try again: the limit has been registered anew.")
     limit = row.limit
     facts = Facts(refused.amount, refused.spent, refused.held, refused.requested, refused.retry_at)
     reason = Reason.RATE if limit.is_rate else Reason.BUDGET
-    return deny(reason, limit.rule, refusal_sentence(refused, row, call, caller), _remedy(limit), facts)
+    sentence = (cut_sentence if is_cut else refusal_sentence)(refused, row, call, caller)
+    return deny(reason, limit.rule, sentence, _remedy(limit), facts)
 
 
 def _remedy(limit: Limit) -> str:

@@ -16,13 +16,13 @@ class PriceSource(Protocol):
     """A list of prices."""
 
     def price(self, provider: str, model: str, input_tokens: int) -> Price | None:
-        """The price of a model for a prompt of this size (some models cost more beyond a threshold); None when it is not listed."""
+        """The price of a model for a prompt of this size (some cost more beyond a threshold); None when it is not listed."""
 
 
 class NoPrices:
     """A `PriceSource` that lists nothing: every model under a money limit has to be priced by the policy."""
 
-    def price(self, provider: str, model: str, input_tokens: int) -> Price | None:  # noqa: ARG002 - the protocol's
+    def price(self, provider: str, model: str, input_tokens: int) -> Price | None:
         """No model is listed."""
         return None
 

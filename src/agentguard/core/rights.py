@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
-from agentguard.core.call import HTTPCall, LLMCall, ToolCall
+from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import Reason, deny
 from agentguard.core.limits import LimitRow
 from agentguard.core.wording import who
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_CACHED_ACCOUNTS = 4096
 _UNKNOWN = "-"
-"""The subject of callers that name no session, user or interaction: they share one, so that leaving identity out gains nothing."""
+"""The subject of callers that name no user: they share one, so that leaving identity out gains nothing."""
 
 
 class Account(NamedTuple):
@@ -33,13 +33,11 @@ class Account(NamedTuple):
 
     Attributes:
         rows: Every row of the call.
-        subjects: Everything that an isolation of would stop the call.
         bounding: The limits, `per: call` included, that need the call's tokens or cost to be bounded beforehand.
         money: One of them that is in money; None when there is none.
     """
 
     rows: tuple[LimitRow, ...]
-    subjects: tuple[str, ...]
     bounding: tuple[Limit, ...]
     money: Limit | None
 
@@ -53,7 +51,9 @@ class Rights:
         self.llm = _strictest_llm([agent.llm for agent in agents if agent.llm is not None])
         self._hosts = [(agent, HostRules(agent.external_calls, provider_hosts(agent))) for agent in agents]
         self._unnamed_session = unnamed_session
-        self._accounts: dict[tuple[str | None, Caller], Account] = {}
+        self._accounts: dict[tuple[object, ...], Account] = {}
+        self._counted = {limit.per for limit in self._limits()}
+        self._subjects: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self.call_limits = tuple(limit for limit in self._limits() if limit.per is Per.CALL)
 
     def refuses(self, call: Call, caller: Caller) -> Decision | None:
@@ -78,27 +78,41 @@ class Rights:
 
     def account(self, call: Call, caller: Caller) -> Account:
         """What a call is charged to: the limits of each agent of the chain, of the fleet, and of the blocks around it."""
-        model = call.model if isinstance(call, LLMCall) else None
-        key = (model, caller)
+        is_llm = isinstance(call, LLMCall)
+        counted = self._counted
+        key = (
+            is_llm,
+            call.model if isinstance(call, LLMCall) and Per.MODEL in counted else "",
+            caller.session if Per.SESSION in counted else None,
+            caller.interaction if Per.INTERACTION in counted else None,
+            caller.user if Per.USER in counted else None,
+            caller.blocks,
+        )
         account = self._accounts.get(key)
         if account is None:
             if len(self._accounts) >= _MAX_CACHED_ACCOUNTS:
                 self._accounts.clear()
-            account = self._accounts[key] = self._account(caller, model)
+            account = self._accounts[key] = self._account(caller, key[1], is_llm=is_llm)
         return account
 
-    def _account(self, caller: Caller, model: str | None) -> Account:
-        rows = tuple(self._rows_of(caller, model or "", is_llm=model is not None))
-        bounding = tuple(limit for limit in (*(row.limit for row in rows), *self.call_limits) if limit.unit in {Unit.TOKENS, Unit.USD})
+    def _account(self, caller: Caller, model: str, *, is_llm: bool) -> Account:
+        rows = tuple(self._rows_of(caller, model, is_llm=is_llm))
+        bounding = tuple(
+            limit for limit in (*(row.limit for row in rows), *self.call_limits) if limit.unit in {Unit.TOKENS, Unit.USD}
+        )
         money = next((limit for limit in bounding if limit.unit is Unit.USD), None)
-        return Account(rows, self.subjects(caller), bounding, money)
+        return Account(rows, bounding, money)
 
     def subjects(self, caller: Caller) -> tuple[str, ...]:
         """Everything that an isolation of would stop this caller."""
-        names = [f"agent:{agent.name}" for agent in self.agents] + [f"agent:{name}" for name in caller.agents]
-        session = [f"session:{caller.session}"] if caller.session else []
-        user = [f"user:{caller.user}"] if caller.user else []
-        return (*dict.fromkeys(names), *session, *user, "fleet")
+        subjects = self._subjects
+        if subjects is None or subjects[0] != caller.agents:
+            names = [f"agent:{name}" for name in (*(agent.name for agent in self.agents), *caller.agents)]
+            subjects = self._subjects = (caller.agents, ("fleet", *dict.fromkeys(names)))
+        if caller.session is None and caller.user is None:
+            return subjects[1]
+        session = (f"session:{caller.session}",) if caller.session else ()
+        return (*subjects[1], *session, f"user:{caller.user}") if caller.user else (*subjects[1], *session)
 
     def _limits(self) -> Iterator[Limit]:
         for agent in self.agents:
@@ -145,10 +159,13 @@ class Rights:
         for agent in self.agents:
             allowed = agent.tools.allowed
             if allowed is not None and not any(fnmatchcase(call.tool, pattern) for pattern in allowed):
-                sentence = f"{who(caller)} may not use tool {call.tool!r}: not in {agent.tools.rule} of {agent.name!r}."
-                return deny(Reason.TOOL, Rule("tools.allowed", *_place(agent.tools.rule)), sentence, f"Add {call.tool!r} to tools.allowed.")
+                rule = Rule("tools.allowed", *_place(agent.tools.rule))
+                sentence = f"{who(caller)} may not use tool {call.tool!r}: not in {rule}."
+                return deny(Reason.TOOL, rule, sentence, f"Add {call.tool!r} to tools.allowed.")
         for resource in self.policy.resources:
-            if call.tool in resource.tools and (refusal := self._lacks_scope(resource.name, resource.rule, f"tool {call.tool!r}", caller)):
+            if call.tool in resource.tools and (
+                refusal := self._lacks_scope(resource.name, resource.rule, f"tool {call.tool!r}", caller)
+            ):
                 return refusal
         if call.scope is None:
             return None
@@ -158,7 +175,9 @@ class Rights:
         for agent in self.agents:
             if agent.api_keys.scope is None or scope not in agent.api_keys.scope:
                 at = Rule(rule.name, *_place(agent.api_keys.rule if not rule.line else rule))
-                sentence = f"{who(caller)} may not use {what}: it asks for scope {scope!r}, which {agent.name!r} does not have: {at}."
+                sentence = (
+                    f"{who(caller)} may not use {what}: it asks for scope {scope!r}, which {agent.name!r} does not have: {at}."
+                )
                 reason = Reason.TOOL if what.startswith("tool ") else Reason.EGRESS
                 return deny(reason, at, sentence, f"Add {scope!r} to security.api_keys.scope of agent {agent.name!r}.")
         return None
@@ -170,7 +189,12 @@ class Rights:
             if not any(fnmatchcase(call.model, pattern) for pattern in agent.llm.models):
                 rule = Rule("llm.models", *_place(agent.llm.rule))
                 sentence = f"{who(caller)} may not use model {call.model!r}: not in {rule}."
-                return deny(Reason.MODEL, rule, sentence, f"Add {call.model!r}, or a pattern such as {_pattern(call.model)!r}, to llm.models.")
+                return deny(
+                    Reason.MODEL,
+                    rule,
+                    sentence,
+                    f"Add {call.model!r}, or a pattern such as {_pattern(call.model)!r}, to llm.models.",
+                )
         return None
 
 
@@ -180,14 +204,18 @@ def _strictest_llm(parts: Sequence[LLM]) -> LLM:
         return LLM()
     smallest = min(parts, key=lambda part: part.max_output_tokens)
     strict = next((part for part in parts if part.bound == "strict"), parts[0])
-    return parts[0] if len(parts) == 1 else LLM(
-        max_output_tokens=smallest.max_output_tokens,
-        bound=strict.bound,
-        unbounded_output=parts[0].unbounded_output,
-        include_usage=any(part.include_usage for part in parts),
-        ambiguous=parts[0].ambiguous,
-        prices={pattern: price for part in reversed(parts) for pattern, price in part.prices.items()},
-        unknown_price=parts[0].unknown_price,
+    return (
+        parts[0]
+        if len(parts) == 1
+        else LLM(
+            max_output_tokens=smallest.max_output_tokens,
+            bound=strict.bound,
+            unbounded_output=parts[0].unbounded_output,
+            include_usage=any(part.include_usage for part in parts),
+            ambiguous=parts[0].ambiguous,
+            prices={pattern: price for part in reversed(parts) for pattern, price in part.prices.items()},
+            unknown_price=parts[0].unknown_price,
+        )
     )
 
 
@@ -208,15 +236,22 @@ def opens(resource: Resource, target: Target) -> bool:
         return True  # what cannot be read as a host is not taken for a harmless one
     # A server may decode and fold a path before it routes it, so the resource is judged by what the path means.
     path = posixpath.normpath(unquote(target.path.partition("?")[0]))
-    return not resource.paths or any(fnmatchcase(path, pattern) or fnmatchcase(target.path, pattern) for pattern in resource.paths)
+    return not resource.paths or any(
+        fnmatchcase(path, pattern) or fnmatchcase(target.path, pattern) for pattern in resource.paths
+    )
 
 
-def _deny_host(agent: AgentPolicy, caller: Caller, target: Target, why: str, rule: Rule, *, is_llm: bool) -> Decision:  # noqa: PLR0913 - the parts of one sentence
+def _deny_host(agent: AgentPolicy, caller: Caller, target: Target, why: str, rule: Rule, *, is_llm: bool) -> Decision:
     place = f" ({rule.place})" if rule.place else ""
     sentence = f"{who(caller)} may not reach {target.host!r}: {why}{place}."
     explain = f"run `agentguard policy explain {target.scheme}://{target.host}{target.path} --agent {agent.name}`"
     if is_llm:
-        return deny(Reason.EGRESS, Rule("llm.providers", *_place(rule)), sentence, f"Name its provider under llm.providers of agent {agent.name!r}, or {explain}.")
+        return deny(
+            Reason.EGRESS,
+            Rule("llm.providers", *_place(rule)),
+            sentence,
+            f"Name its provider under llm.providers of agent {agent.name!r}, or {explain}.",
+        )
     return deny(Reason.EGRESS, rule, sentence, f"Add the host there, or {explain}.")
 
 

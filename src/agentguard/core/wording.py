@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from agentguard.core.call import Call
     from agentguard.core.caller import Caller
     from agentguard.core.limits import LimitRow, Refused
+    from agentguard.policy.model import Limit
 
 
 def usd_text(nanos: int) -> str:
@@ -41,19 +42,54 @@ def amount_text(amount: int, unit: Unit) -> str:
             assert_never(unit)
 
 
+def left_text(left: int, amount: int, unit: Unit) -> str:
+    """What is left of a limit: `13 of 1,000 tokens are left`, `$0.0131 of $5.00 is left`."""
+    if unit is Unit.USD:
+        return f"{usd_text(left)} of {usd_text(amount)} is left"
+    return f"{left:,} of {amount_text(amount, unit)} {'is' if amount == 1 else 'are'} left"
+
+
+def subject_text(row: LimitRow) -> str:
+    """Whose limit it is, when it is not the agent's own: ` for session 42`."""
+    kind, _, name = row.subject.partition("@")[0].partition(":")
+    match kind:
+        case "agent":
+            return ""
+        case "budget":
+            return " of this budget block"
+        case "fleet":
+            return " for the fleet"
+        case _:
+            return f" for {kind} {name}"
+
+
 def refusal_sentence(refused: Refused, row: LimitRow, call: Call, caller: Caller) -> str:
     """What was asked for, what is left of which limit, where the limit stands, and when it starts anew."""
     limit = row.limit
-    left = max(refused.amount - refused.spent - refused.held, 0)
-    held = f" ({amount_text(refused.held, limit.unit)} held by calls in flight)" if refused.held and limit.unit is not Unit.CONCURRENT_CALLS else ""
-    period = _PERIODS.get(limit.window.every or "", f"in {limit.window}" if limit.window.is_rolling else "")
-    of = f"{row.subject.partition('@')[0]} has" if row.subject.partition(":")[0] != "agent" else "there is"
-    place = limit.rule.place or limit.rule.name
-    text = (
-        f"{who(caller)} asked for {amount_text(refused.requested, limit.unit)} for {call.name!r} "
-        f"but {of} {amount_text(left, limit.unit)} of {amount_text(refused.amount, limit.unit)} left{f' {period}' if period else ''}{held} ({place})"
+    left = left_text(max(refused.amount - refused.spent - refused.held, 0), refused.amount, limit.unit)
+    counts_holds = refused.held and limit.unit is not Unit.CONCURRENT_CALLS
+    held = f" ({amount_text(refused.held, limit.unit)} held by calls in flight)" if counts_holds else ""
+    asked = f"{who(caller)} asked for {amount_text(refused.requested, limit.unit)} for {call.name!r}"
+    return (
+        f"{asked} but {left}{subject_text(row)}{_period(limit)}{held} ({limit.rule.place or limit.rule.name}){_reset(refused)}."
     )
-    return f"{text}; resets {_moment(refused.retry_at)}." if refused.retry_at is not None else f"{text}."
+
+
+def cut_sentence(refused: Refused, row: LimitRow, call: Call, caller: Caller) -> str:
+    """Why a stream was cut: it has outgrown what it had reserved, and nothing is left of which limit."""
+    limit = row.limit
+    used = f"{amount_text(refused.amount, limit.unit)}{subject_text(row)}{_period(limit)}"
+    where = limit.rule.place or limit.rule.name
+    return f"{who(caller)} was cut off in {call.name!r}: it has used up what was left of {used} ({where}){_reset(refused)}."
+
+
+def _period(limit: Limit) -> str:
+    period = _PERIODS.get(limit.window.every or "", f"in {limit.window}" if limit.window.is_rolling else "")
+    return f" {period}" if period else ""
+
+
+def _reset(refused: Refused) -> str:
+    return f"; resets {_moment(refused.retry_at)}" if refused.retry_at is not None else ""
 
 
 _PERIODS = {"minute": "this minute", "hour": "this hour", "day": "today", "month": "this month"}

@@ -7,7 +7,7 @@ import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from agentguard.admission import CURRENT, Admission, outcome_of
+from agentguard.admission import CURRENT, Admission
 from agentguard.context import CALLER, OWN_TRAFFIC
 from agentguard.core.call import HTTPCall, LLMCall, Target, ToolCall, Usage
 from agentguard.errors import Denied
@@ -20,7 +20,6 @@ from agentguard.wire import could_be, provider_of, recognise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from contextvars import Token
 
     from agentguard.core.call import Call
     from agentguard.core.decision import Decision
@@ -117,31 +116,6 @@ def rewritten(admitted: Admission, reading: Reading) -> dict[str, Any] | None:
 def is_own_traffic() -> bool:
     """Whether agentguard itself is talking to one of its configured endpoints."""
     return OWN_TRAFFIC.get()
-
-
-class InProgress:
-    """Makes an admitted call the current one, with its span, for one frame."""
-
-    __slots__ = ("_admitted", "_span", "_token")
-
-    def __init__(self, admitted: Admission) -> None:
-        self._admitted = admitted
-
-    def __enter__(self) -> Admission:
-        admitted = self._admitted
-        self._token: Token[Admission | None] = CURRENT.set(admitted)
-        spans = admitted.guard.spans
-        self._span = spans.current(admitted.span) if spans is not None and admitted.span is not None else None
-        if self._span is not None:
-            self._span.__enter__()
-        return admitted
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if self._span is not None:
-            self._span.__exit__(None, None, None)
-        CURRENT.reset(self._token)
-        if error is not None:
-            self._admitted.settle_later(outcome=outcome_of(error), error=type(error).__name__)
 
 
 class Hop:

@@ -23,7 +23,7 @@ def decoder(encoding: str) -> Callable[[bytes], bytes] | None:
                 undo.append(zlib.decompressobj(16 + zlib.MAX_WBITS).decompress)
             case "deflate":
                 undo.append(_inflate())
-            case "br" if (brotli := sys.modules.get("brotli") or sys.modules.get("brotlicffi")):
+            case "br" if brotli := sys.modules.get("brotli") or sys.modules.get("brotlicffi"):
                 one = brotli.Decompressor()
                 undo.append(getattr(one, "decompress", None) or one.process)
             case "zstd" if zstandard := sys.modules.get("zstandard"):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
-from agentguard.admission import CURRENT
+from agentguard.admission import CURRENT, InProgress
 from agentguard.core.call import HTTPCall, Target
 from agentguard.errors import Denied
-from agentguard.integrations._calls import InProgress, Reading, is_own_traffic, read_body, rewritten
+from agentguard.integrations._calls import Reading, is_own_traffic, read_body, rewritten
 from agentguard.integrations._seam import Hook, Integration, Seam
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ _targets: WeakKeyDictionary[Any, _Paths] = WeakKeyDictionary()
 
 def _target(client: Any, path: str) -> Target:
     known = _targets.get(client)
-    if known is None or known.base is not client._base_url:  # noqa: SLF001 - what `base_url` returns
+    if known is None or known.base is not client._base_url:
         known = _targets[client] = _Paths()
-        known.base = client._base_url  # noqa: SLF001 - as above
+        known.base = client._base_url
     target = known.get(path)
     if target is None:
-        target = known[path] = Target.of(str(client._prepare_url(path)))  # noqa: SLF001 - joins as the SDK does
+        target = known[path] = Target.of(str(client._prepare_url(path)))
     return target
 
 
@@ -55,7 +55,7 @@ def _read(client: Any, options: Any) -> Reading:
     body = options.json_data
     extra = getattr(options, "extra_json", None)
     if isinstance(body, Mapping) or (body is None and extra):
-        merged = {**(body or {}), **extra} if extra else body
+        merged = {**(body or {}), **(extra or {})}
         if reading := read_body(target, merged):
             return reading
     return Reading(HTTPCall(options.method.upper(), target))
@@ -113,7 +113,7 @@ def _request(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Resol
             if guard is None or is_own_traffic() or _is_seen(guard, options):
                 return wrapped(*args, **kwargs)
             traces_itself = prepare(client)
-            verify(_library_below(type(client._client)))  # noqa: SLF001 - the HTTP client below us
+            verify(_library_below(cast("type", type(client._client))))
             reading = _read(client, options)
             admitted = guard.begin(reading.call)
             if traces_itself and guard.spans is not None:
@@ -122,7 +122,7 @@ def _request(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Resol
                 with InProgress(admitted):
                     args, kwargs = _with_options(_begun(admitted, reading, options), args, kwargs)
                     response = wrapped(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - raised on, as the denial that it may wrap
+            except Exception as error:
                 _reraise(error)
                 raise
             if not admitted.is_streaming:
@@ -142,7 +142,7 @@ def _arequest(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Reso
             if guard is None or is_own_traffic() or _is_seen(guard, options):
                 return await wrapped(*args, **kwargs)
             traces_itself = prepare(client)
-            verify(_library_below(type(client._client)))  # noqa: SLF001 - the HTTP client below us
+            verify(_library_below(cast("type", type(client._client))))
             reading = _read(client, options)
             admitted = await guard.abegin(reading.call)
             if traces_itself and guard.spans is not None:
@@ -151,7 +151,7 @@ def _arequest(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Reso
                 with InProgress(admitted):
                     args, kwargs = _with_options(_begun(admitted, reading, options), args, kwargs)
                     response = await wrapped(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - raised on, as the denial that it may wrap
+            except Exception as error:
                 _reraise(error)
                 raise
             if not admitted.is_streaming:
@@ -172,7 +172,7 @@ def sdk_integration(library: str, prepare: Prepare, verify: Callable[[str], None
 
     Args:
         library: Its distribution and its package.
-        prepare: Called with the client before each call. Says whether the SDK goes on tracing it, so that usage stands on its span.
+        prepare: Called with the client before each call. Says whether the SDK traces it, so that usage stands on its span.
         verify: Called with the name of the HTTP client's module: sees that the seams below stand.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.metadata
 import inspect
 import sys
@@ -105,7 +107,8 @@ class InstalledSeam:
                 if seam.fallback is None or self._hook.fallback_wrap is None or not _fits(module, seam.fallback):
                     self.state = "missing"
                     self._report(self.library, str(seam), "missing")
-                    msg = f"{self.library} {version_of(self.library)} has no {seam} in the shape that agentguard relies on; its calls would not be guarded"
+                    what = f"{self.library} {version_of(self.library)} has no {seam} in the shape that agentguard relies on"
+                    msg = f"{what}; its calls would not be guarded"
                     raise SeamError(msg)
                 seam, wrap = seam.fallback, self._hook.fallback_wrap
                 self.state = "fallback"
@@ -149,10 +152,9 @@ class InstalledSeam:
             handle, self._handle = self._handle, None
             if handle is None:
                 return
-            try:
+            # Below a foreign closure it stays on the path, and passes every call through.
+            with contextlib.suppress(wrapt.WrapperNotOutermostError, AttributeError):
                 wrapt.unwrap_object(self._owner, self._name, handle, missing_ok=True)
-            except (wrapt.WrapperNotOutermostError, AttributeError):
-                pass  # below a foreign closure: it stays on the path, and passes every call through
         self._report(self.library, str(self.seam), "removed")
 
     def status(self) -> SeamStatus:
@@ -177,7 +179,7 @@ class Seams:
             SeamError: A seam of an imported library cannot be installed.
         """
         for module, here in self._by_module.items():
-            wrapt.register_post_import_hook(lambda loaded, here=here: [one.install(loaded) for one in here], module)
+            wrapt.register_post_import_hook(functools.partial(_install_all, here), module)
 
     def verify(self, module: str) -> None:
         """See that the seams of a module are on the call path, and put back what was taken away.
@@ -197,6 +199,11 @@ class Seams:
     def status(self) -> list[SeamStatus]:
         """How every seam of an installed library stands."""
         return [status for installed in self._all if (status := installed.status()).version]
+
+
+def _install_all(here: Sequence[InstalledSeam], loaded: ModuleType) -> None:
+    for installed in here:
+        installed.install(loaded)
 
 
 def version_of(library: str) -> str:

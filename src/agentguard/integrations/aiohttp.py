@@ -11,14 +11,13 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from agentguard.admission import Admission
+from agentguard.admission import Admission, InProgress
 from agentguard.core.call import HTTPCall, Target
 from agentguard.integrations._calls import (
     FRAMING_HEADERS,
     REWRITTEN_HEADERS,
     Body,
     Hop,
-    InProgress,
     Judging,
     Tee,
     as_bytes,

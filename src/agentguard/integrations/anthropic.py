@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from agentguard.admission import InProgress
 from agentguard.core.call import Target
-from agentguard.integrations._calls import InProgress, begin_or_none, read_body, rewritten
+from agentguard.integrations._calls import begin_or_none, read_body, rewritten
 from agentguard.integrations._sdk import sdk_integration
 from agentguard.integrations.httpx import finished
 
@@ -23,7 +24,7 @@ _BASE_URL = "https://api.anthropic.com"
 
 def integrations(verify: Callable[[str], None]) -> tuple[Integration, ...]:
     """The integration of anthropic."""
-    from agentguard.integrations.anthropic_tracing import quieten  # noqa: PLC0415 - a step of its own
+    from agentguard.integrations.anthropic_tracing import quieten
 
     return (sdk_integration("anthropic", quieten, verify),)
 
@@ -39,8 +40,8 @@ class GuardMiddleware:
         base_url: Where the client sends to; None: ANTHROPIC_BASE_URL, else the provider's own.
     """
 
-    def __new__(cls, guard: Guard, base_url: str | None = None) -> Any:  # noqa: ANN401, D102 - an anthropic.Middleware
-        from anthropic import Middleware  # noqa: PLC0415 - whoever builds one has it loaded
+    def __new__(cls, guard: Guard, base_url: str | None = None) -> Any:  # noqa: D102 - an anthropic.Middleware
+        from anthropic import Middleware
 
         base = (base_url or os.environ.get("ANTHROPIC_BASE_URL") or _BASE_URL).rstrip("/")
 

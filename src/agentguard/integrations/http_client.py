@@ -15,13 +15,12 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from agentguard.admission import Admission, outcome_of
+from agentguard.admission import Admission, InProgress, outcome_of
 from agentguard.core.call import LLMCall, Target
 from agentguard.events import Attempt
 from agentguard.integrations._calls import (
     REWRITTEN_HEADERS,
     Body,
-    InProgress,
     Judging,
     Tee,
     as_bytes,

@@ -12,10 +12,10 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
+from agentguard.admission import InProgress
 from agentguard.core.call import Target
 from agentguard.integrations._calls import (
     Hop,
-    InProgress,
     Reading,
     begin_or_none,
     is_event_stream,
@@ -57,8 +57,8 @@ def others_touched(client: Any, request: Any, target: Target) -> Iterator[Target
     sni = request.extensions.get("sni_hostname")
     if isinstance(sni, str) and sni and sni.lower() != target.host.lower():
         yield target._replace(host=sni)
-    if client is not None and client._mounts:  # noqa: SLF001 - where both libraries keep proxies
-        pool = getattr(client._transport_for_url(request.url), "_pool", None)  # noqa: SLF001 - as above
+    if client is not None and client._mounts:
+        pool = getattr(client._transport_for_url(request.url), "_pool", None)
         proxy = getattr(pool, "_proxy_url", None)
         if proxy is not None:
             scheme = proxy.scheme.decode()
@@ -66,7 +66,7 @@ def others_touched(client: Any, request: Any, target: Target) -> Iterator[Target
 
 
 def _send(resolve: Resolve) -> Wrapper:
-    def send(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def send(wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guard = resolve()
         if guard is None or is_own_traffic():
             return wrapped(*args, **kwargs)
@@ -87,7 +87,7 @@ def _send(resolve: Resolve) -> Wrapper:
 
 
 def _asend(resolve: Resolve) -> Wrapper:
-    async def send(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def send(wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guard = resolve()
         if guard is None or is_own_traffic():
             return await wrapped(*args, **kwargs)
@@ -187,9 +187,9 @@ def _taking(admitted: Admission, wrapped: Callable[..., Any], args: tuple[Any, .
     return wrapped(*args, **kwargs)
 
 
-def finished(admitted: Admission, response: Any, streams: bool) -> Any:  # noqa: FBT001 - as the library's own flag
+def finished(admitted: Admission, response: Any, streams: bool) -> Any:
     """Note a response that is complete, or put a meter into the stream of one that is not."""
-    if admitted.family is None or response.status_code >= 300 or admitted.is_streaming:  # noqa: PLR2004 - redirects and errors
+    if admitted.family is None or response.status_code >= 300 or admitted.is_streaming:
         return response
     headers = response.headers
     is_complete = hasattr(response, "_content")  # read by the library, or built whole by a mock transport
@@ -201,7 +201,7 @@ def finished(admitted: Admission, response: Any, streams: bool) -> Any:  # noqa:
     if meter is None:
         return response
     if is_complete:
-        response._content = meter.feed(response.content) + meter.end()  # noqa: SLF001 - where both libraries keep it
+        response._content = meter.feed(response.content) + meter.end()
         return response
     if decode is not None and admitted.hides_usage:
         del headers["content-encoding"]  # what is handed on has been decoded, to take the usage event out
@@ -216,7 +216,9 @@ def _changed(admitted: Admission, reading: Reading, request: Any) -> Any:
     body = rewritten(admitted, reading)
     if body is None:
         return request
-    headers = [(name, value) for name, value in request.headers.raw if name.lower() not in {b"content-length", b"transfer-encoding"}]
+    headers = [
+        (name, value) for name, value in request.headers.raw if name.lower() not in {b"content-length", b"transfer-encoding"}
+    ]
     content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
     return type(request)(request.method, request.url, headers=headers, content=content, extensions=request.extensions)
 
@@ -249,7 +251,7 @@ def _metered(response: Any, meter: Meter) -> Any:
 
 @functools.cache
 def _sync_class(module: ModuleType) -> type:
-    class MeteredStream(_Metered, module.SyncByteStream):  # type: ignore[name-defined]  # the library's own base, known at run time
+    class MeteredStream(_Metered, module.SyncByteStream):  # type: ignore[name-defined,misc]  # the library's own base, known at run time
         def __iter__(self) -> Iterator[bytes]:
             meter = self._meter
             try:
@@ -274,7 +276,7 @@ def _sync_class(module: ModuleType) -> type:
 
 @functools.cache
 def _async_class(module: ModuleType) -> type:
-    class AsyncMeteredStream(_Metered, module.AsyncByteStream):  # type: ignore[name-defined]  # as above
+    class AsyncMeteredStream(_Metered, module.AsyncByteStream):  # type: ignore[name-defined,misc]  # as above
         async def __aiter__(self) -> AsyncIterator[bytes]:
             meter = self._meter
             try:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agentguard.admission import Admission
+from agentguard.admission import Admission, InProgress
 from agentguard.core.call import Target
 from agentguard.integrations._calls import (
     FRAMING_HEADERS,
     REWRITTEN_HEADERS,
     Body,
-    InProgress,
     Judging,
     Tee,
     is_own_traffic,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from agentguard.admission import Admission
+from agentguard.admission import Admission, InProgress
 from agentguard.core.call import Target
 from agentguard.integrations._calls import (
     FRAMING_HEADERS,
     REWRITTEN_HEADERS,
     Body,
-    InProgress,
     Judging,
     is_own_traffic,
     note_unseen,
