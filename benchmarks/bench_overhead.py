@@ -67,7 +67,9 @@ CHAT = json.dumps(
         "object": "chat.completion",
         "created": 1,
         "model": "gpt-5",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello! How can I help you today?"}}],
+        "choices": [
+            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello! How can I help you today?"}}
+        ],
         "usage": {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30},
     }
 ).encode()
@@ -87,7 +89,13 @@ CHUNKS = 200
 STREAM = [
     b"data: "
     + json.dumps(
-        {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-5", "choices": [{"index": 0, "delta": {"content": f"word{n} "}}]}
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": "gpt-5",
+            "choices": [{"index": 0, "delta": {"content": f"word{n} "}}],
+        }
     ).encode()
     + b"\n\n"
     for n in range(CHUNKS)
@@ -169,10 +177,15 @@ def compare(call: Callable[[], None], arms: Sequence[Arm], bare: Arm, rounds: in
             call()
             samples[arm.name].append((time.thread_time_ns() - start, between - before))
     bare.enter()
-    return {name: (statistics.median(a for a, _ in pairs) / 1e3, statistics.median(b for _, b in pairs) / 1e3) for name, pairs in samples.items()}
+    return {
+        name: (statistics.median(a for a, _ in pairs) / 1e3, statistics.median(b for _, b in pairs) / 1e3)
+        for name, pairs in samples.items()
+    }
 
 
-def compare_process(call: Callable[[], None], arms: Sequence[Arm], bare: Arm, blocks: int, settle: Callable[[], None]) -> dict[str, tuple[float, float]]:
+def compare_process(
+    call: Callable[[], None], arms: Sequence[Arm], bare: Arm, blocks: int, settle: Callable[[], None]
+) -> dict[str, tuple[float, float]]:
     """Medians of process CPU in microseconds a call, over blocks of 50 calls, with everything that they leave to workers."""
     samples: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in arms}
 
@@ -190,7 +203,9 @@ def compare_process(call: Callable[[], None], arms: Sequence[Arm], bare: Arm, bl
             base = block(bare)
             samples[arm.name].append((block(arm), base))
     bare.enter()
-    return {name: (statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)) for name, pairs in samples.items()}
+    return {
+        name: (statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)) for name, pairs in samples.items()
+    }
 
 
 def show(title: str, measured: dict[str, tuple[float, float]], per: int = 1) -> None:
@@ -199,7 +214,9 @@ def show(title: str, measured: dict[str, tuple[float, float]], per: int = 1) -> 
     print(f"\n{title}")
     for name, (with_it, without) in measured.items():
         against = f"{extra[name] / extra['official genai']:.2f} x official" if extra.get("official genai") else ""
-        print(f"  {name:16} bare {without:8.1f} us   +{extra[name]:8.1f} us   ratio {(with_it - without) / without:5.2f}   {against}")
+        print(
+            f"  {name:16} bare {without:8.1f} us   +{extra[name]:8.1f} us   ratio {(with_it - without) / without:5.2f}   {against}"
+        )
 
 
 def main(rounds: int) -> None:
@@ -211,9 +228,15 @@ def main(rounds: int) -> None:
     bare, ours, official, installed = build_arms()
     arms = [ours, official]
 
-    chat = openai.OpenAI(base_url="http://llm.test/v1", api_key="x", http_client=httpx2.Client(transport=httpx2.MockTransport(_answer)))
-    claude = anthropic.Anthropic(base_url="http://llm.test", api_key="x", http_client=httpx2.Client(transport=httpx2.MockTransport(_answer)))
-    achat = openai.AsyncOpenAI(base_url="http://llm.test/v1", api_key="x", http_client=httpx2.AsyncClient(transport=httpx2.MockTransport(_answer)))
+    chat = openai.OpenAI(
+        base_url="http://llm.test/v1", api_key="x", http_client=httpx2.Client(transport=httpx2.MockTransport(_answer))
+    )
+    claude = anthropic.Anthropic(
+        base_url="http://llm.test", api_key="x", http_client=httpx2.Client(transport=httpx2.MockTransport(_answer))
+    )
+    achat = openai.AsyncOpenAI(
+        base_url="http://llm.test/v1", api_key="x", http_client=httpx2.AsyncClient(transport=httpx2.MockTransport(_answer))
+    )
     messages: Any = [{"role": "user", "content": "Hello there, what can you do for me today?"}]
     loop = asyncio.new_event_loop()
 

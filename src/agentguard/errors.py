@@ -86,10 +86,8 @@ class Denied(AgentGuardError):
     @classmethod
     def plain_type(cls) -> type[Denied]:
         """This denial's own class, without the bases of an SDK that `integrations` may have mixed in."""
-        for base in cls.__mro__:
-            if issubclass(base, Denied) and globals().get(base.__name__) is base:
-                return base
-        return Denied
+        plain: type[Denied] = next(base for base in cls.__mro__ if base in _DENIALS)
+        return plain
 
 
 def _rebuild_denied(kind: type[Denied], decision: Decision, call: Call | None) -> Denied:
@@ -172,3 +170,6 @@ class NotInstrumented(AgentGuardError, LookupError):
 
 class AuditError(AgentGuardError):
     """The audit log cannot be written or does not verify."""
+
+
+_DENIALS = frozenset({Denied, *Denied.__subclasses__()})

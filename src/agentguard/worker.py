@@ -88,10 +88,7 @@ class Worker:
     def start(self) -> None:
         """See that the thread runs. Not from a finalizer."""
         if self._thread is None:
-            with self._lock:
-                if self._thread is None and not self._is_closing:
-                    self._thread = threading.Thread(target=self._run, name="agentguard", daemon=True)
-                    self._thread.start()
+            self._start()
 
     def flush(self, seconds: float = 2.0) -> bool:
         """Have everything told that was queued before, at most for so long. False when time ran out."""
@@ -122,6 +119,12 @@ class Worker:
         self._thread = None
         self._is_woken = self._is_telling = False
 
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._is_closing:
+                self._thread = threading.Thread(target=self._run, name="agentguard", daemon=True)
+                self._thread.start()
+
     def _run(self) -> None:
         while not self._is_closing:
             try:
@@ -129,7 +132,7 @@ class Worker:
             except queue.Empty:
                 pass
             else:
-                time.sleep(0 if self._is_closing else BATCH_SECONDS)
+                time.sleep(BATCH_SECONDS)
             self._is_woken = False
             self._tell_queued()
             self._guarded(self._tick)

@@ -118,7 +118,7 @@ def test_a_host_that_is_not_listed_receives_nothing(call, recorder, guarded, pol
 def test_a_call_beyond_the_budget_is_not_sent(call, provider, guarded, policy):
     one = guarded(policy=policy)
 
-    with pytest.raises(BudgetExceeded, match=r"of 1,000 tokens left") as denied:
+    with pytest.raises(BudgetExceeded, match=r"of 1,000 tokens are left") as denied:
         call(provider.base_url, max_tokens=5000)
 
     assert provider.calls == 0

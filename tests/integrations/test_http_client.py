@@ -352,6 +352,14 @@ def test_a_body_that_breaks_off_is_charged_as_reserved(guarded):
     assert guarded.spent >= 100
 
 
+def test_a_stream_in_an_encoding_that_nobody_can_undo_here_is_charged_as_reserved(guarded):
+    with Recorder(body=b"\xff\x06sNaPpY", headers={"content-type": "text/event-stream", "content-encoding": "snappy"}) as server:
+        assert request_bytes(server, STREAM).read() == b"\xff\x06sNaPpY"
+
+    assert guarded.held == 0
+    assert guarded.spent >= 100
+
+
 def test_a_redirect_is_a_hop_of_the_same_call(guarded, provider):
     provider.redirect("/start", to=provider.url("/v1/models"), status=302)
 

@@ -363,27 +363,34 @@ REWRITTEN_HEADERS = FRAMING_HEADERS | {"content-encoding"}
 """Headers that described a body which has been rewritten."""
 
 
+def can_undo(encoding: str) -> bool:
+    """Whether every part of a `content-encoding` can be undone here."""
+    names = {name.strip().lower() for name in encoding.split(",")} - {"", "identity"}
+    return all(decoder(name) is not None for name in names)
+
+
 class Tee:
     """The meter of one response body, and what the end of a body without a readable answer costs.
 
     A body that is no event stream was generated as a whole before its first byte: whoever does not read it to its end has
-    used it all the same, so the reservation is charged.
+    used it all the same, so the reservation is charged. So it is for a body in an encoding that cannot be undone here.
     """
 
-    __slots__ = ("_admitted", "_is_events", "_meter")
+    __slots__ = ("_admitted", "_is_counted", "_meter")
 
-    def __init__(self, admitted: Admission, meter: Meter, is_events: bool) -> None:
+    def __init__(self, admitted: Admission, meter: Meter, *, is_counted: bool) -> None:
         self._admitted = admitted
         self._meter = meter
-        self._is_events = is_events
+        self._is_counted = is_counted
 
     @classmethod
-    def of(cls, admitted: Admission, content_type: str, decode: Callable[[bytes], bytes] | None) -> Tee | None:
-        """The tee for a response; None for one that is not metered."""
+    def of(cls, admitted: Admission, content_type: str, encoding: str = "") -> Tee | None:
+        """The tee for a response; None for one that is not metered. Its encoding is given unless the library has undone it."""
         if admitted.family is None or admitted.is_streaming or admitted.response_taken or admitted.in_hop:
             return None
-        meter = meter_for(admitted, content_type, decode)
-        return None if meter is None else cls(admitted, meter, is_event_stream(content_type))
+        meter = meter_for(admitted, content_type, decoder(encoding))
+        is_counted = is_event_stream(content_type) and can_undo(encoding)
+        return None if meter is None else cls(admitted, meter, is_counted=is_counted)
 
     def feed(self, chunk: bytes) -> bytes:
         """Take note of a chunk, and return what the caller gets of it. Raises `Denied` when it cannot be paid for."""
@@ -391,19 +398,19 @@ class Tee:
 
     def end(self) -> bytes:
         """The data is over: settle, and return what was withheld."""
-        if not self._is_events:
+        if not self._is_counted:
             self._admitted.is_streaming = False  # complete: what cannot be read of it is charged as reserved
         return self._meter.end()
 
     def fail(self, error: BaseException) -> None:
         """Reading failed."""
-        if not self._is_events:
+        if not self._is_counted:
             self._charge_reserved("error", type(error).__name__)
         self._meter.fail(error)
 
     def abandon(self) -> None:
         """The body was closed or freed before its end. Takes no lock: may run in a finalizer."""
-        if not self._is_events:
+        if not self._is_counted:
             self._charge_reserved("abandoned", "")
         self._meter.abandon()
 

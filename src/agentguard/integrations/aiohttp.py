@@ -204,17 +204,17 @@ def _meter(admitted: Admission, response: Any, *, is_decoded: bool) -> None:
     if isinstance(response._body, bytes) and not content_type.lower().startswith("text/event-stream"):
         read_answer(admitted, response.status, response._body)
         return
-    decode = None if is_decoded else decoder(headers.get("content-encoding", ""))
+    encoding = "" if is_decoded else headers.get("content-encoding", "")
     library = sys.modules["aiohttp.streams"]
     if not isinstance(response._body, bytes) and not isinstance(response.content, library.StreamReader):
         return  # without a body
-    tee = Tee.of(admitted, content_type, decode)
+    tee = Tee.of(admitted, content_type, encoding)
     if tee is None:
         return
     if isinstance(response._body, bytes):
         response._body = tee.feed(response._body) + tee.end()
         return
-    if decode is not None and admitted.hides_usage:
+    if admitted.hides_usage and decoder(encoding) is not None:
         kept = [(name, value) for name, value in headers.items() if name.lower() != "content-encoding"]
         response._headers = type(headers)(sys.modules["multidict"].CIMultiDict(kept))
         response._cache.pop("headers", None)

@@ -325,8 +325,8 @@ def _meter(conn: Any, response: Any, admitted: Admission) -> None:
     if not isinstance(response, http_client.HTTPResponse) or response.fp is None or response.length == 0:
         return
     headers = response.headers
-    decode = decoder(headers.get("content-encoding", ""))
-    tee = Tee.of(admitted, headers.get("content-type", ""), decode)
+    encoding = headers.get("content-encoding", "")
+    tee = Tee.of(admitted, headers.get("content-type", ""), encoding)
     if tee is None:
         return
     inner = http_client.HTTPResponse.__new__(http_client.HTTPResponse)
@@ -334,7 +334,7 @@ def _meter(conn: Any, response: Any, admitted: Admission) -> None:
     if admitted.hides_usage:  # what is handed on is shorter than what came, and decoded
         response.length = None
         del headers["content-length"]
-        if decode is not None:
+        if decoder(encoding) is not None:
             del headers["content-encoding"]
     sock = conn.sock
 

@@ -100,7 +100,7 @@ def _meter_unseen(admitted: Admission, response: Any) -> None:
         response._content = metered_whole(admitted, content_type, response._content)
     elif hasattr(raw, "_fp"):
         meter_unseen(admitted, raw)
-    elif hasattr(raw, "read") and (tee := Tee.of(admitted, content_type, None)) is not None:
+    elif hasattr(raw, "read") and (tee := Tee.of(admitted, content_type)) is not None:
         response.raw = metered_file(raw, tee)
 
 

@@ -157,12 +157,12 @@ def meter_unseen(admitted: Admission, response: Any) -> None:
     if isinstance(whole, bytes):
         response._body = metered_whole(admitted, headers.get("content-type", ""), whole)
     elif source is not None and hasattr(source, "read") and not hasattr(source, "fp"):
-        decode = decoder(headers.get("content-encoding", ""))
-        if (tee := Tee.of(admitted, headers.get("content-type", ""), decode)) is not None:
+        encoding = headers.get("content-encoding", "")
+        if (tee := Tee.of(admitted, headers.get("content-type", ""), encoding)) is not None:
             response._fp = metered_file(source, tee)
             if admitted.hides_usage:
                 response.length_remaining = None
-                if decode is not None:
+                if decoder(encoding) is not None:
                     del headers["content-encoding"]
 
 
@@ -171,7 +171,7 @@ def metered_whole(admitted: Admission, content_type: str, body: bytes) -> bytes:
     if not content_type.lower().startswith("text/event-stream"):
         read_answer(admitted, 200, body)
         return body
-    tee = Tee.of(admitted, content_type, None)
+    tee = Tee.of(admitted, content_type)
     return body if tee is None else tee.feed(body) + tee.end()
 
 
