@@ -72,9 +72,10 @@ def _urlopen(
     if guard is None or target is None:
         return wrapped(**asked)
     method = asked["method"].upper()
-    body = Body(asked.get("body"), _header(asked.get("headers"), "content-encoding"))
+    headers = _named(asked.get("headers"))
+    body = Body(asked.get("body"), headers.get("content-encoding"))
     part = part_of(guard, method, target, body.read)
-    touched = (target, *find_others(target), *other_hosts(target, _header(asked.get("headers"), "host")))
+    touched = (target, *find_others(target), *other_hosts(target, headers.get("host")))
     if isinstance(part, Admission):
         with Judging(part, *touched), note_unseen(part, method, target) as seen:
             response = wrapped(**_asking(asked, body.replacement))
@@ -122,11 +123,9 @@ def _pool_others(pool: Any, target: Target, url: str) -> Iterator[Target]:
     yield from other_hosts(target, None, pool.conn_kw.get("server_hostname"))
 
 
-def _header(headers: Any, name: str) -> str | None:
-    for key, value in headers.items() if headers else ():
-        if _text(key).lower() == name:
-            return _text(value)
-    return None
+def _named(headers: Any) -> dict[str, str]:
+    """Headers by their names in lower case."""
+    return {_text(name).lower(): _text(value) for name, value in headers.items()} if headers else {}
 
 
 def _text(value: Any) -> str:
