@@ -718,6 +718,7 @@ class _Asking:
         if self._watch is not None:
             return (self._deadline - guard.clock.monotonic()) or -1.0
         self._deadline = guard.clock.monotonic() + guard.policy.limits.contention_wait_seconds
+        guard.store.sweep()  # what dead processes hold is charged now, not waited for
         self._watch = guard.changes.watched()
         self._watch.__enter__()
         return 0.0

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from agentguard.testing.assertions import Recording, Refusal, assert_denied, assert_spent
     from agentguard.testing.clock import FrozenClock
     from agentguard.testing.provider import Provider
     from agentguard.testing.records import RecordedRequest
@@ -18,8 +19,12 @@ __all__ = [
     "Provider",
     "RecordedRequest",
     "Recorder",
+    "Recording",
+    "Refusal",
     "Reply",
     "ToolCall",
+    "assert_denied",
+    "assert_spent",
     "count_tokens",
     "text_of",
 ]
@@ -30,8 +35,12 @@ _HOMES = {
     "Provider": "provider",
     "RecordedRequest": "records",
     "Recorder": "server",
+    "Recording": "assertions",
+    "Refusal": "assertions",
     "Reply": "reply",
     "ToolCall": "reply",
+    "assert_denied": "assertions",
+    "assert_spent": "assertions",
     "count_tokens": "tokens",
     "text_of": "tokens",
 }
