@@ -42,9 +42,12 @@ def test_a_block_that_is_not_refused_fails(guard):
 def test_another_denial_or_another_rule_fails(guard):
     with pytest.raises(AssertionError, match="expected ToolDenied"), assert_denied(ToolDenied), guard.admit(REFUSED):
         pass
-    with pytest.raises(AssertionError, match="expected a refusal by 'tools.allowed'"):
-        with assert_denied(rule="tools.allowed"), guard.admit(REFUSED):
-            pass
+    with (
+        pytest.raises(AssertionError, match=r"expected a refusal by 'tools\.allowed'"),
+        assert_denied(rule="tools.allowed"),
+        guard.admit(REFUSED),
+    ):
+        pass
 
 
 def test_what_a_subject_has_spent_is_asserted_exactly(guard):

@@ -25,7 +25,7 @@ class Refusal:
 
 @contextmanager
 def assert_denied(kind: type[Denied] = Denied, *, rule: str | None = None) -> Iterator[Refusal]:
-    """Assert that the block is refused: `with assert_denied(EgressDenied, rule="external_calls.allowed_domains"):`.
+    """Assert that a `with` block is refused.
 
     Args:
         kind: The denial that is expected.
@@ -40,7 +40,7 @@ def assert_denied(kind: type[Denied] = Denied, *, rule: str | None = None) -> It
     except Denied as error:
         if not isinstance(error, kind):
             msg = f"expected {kind.__name__}, but the call was refused otherwise: {type(error).__name__}: {error}"
-            raise AssertionError(msg) from error
+            raise AssertionError(msg) from error  # noqa: TRY004 - an assertion about a type
         if rule is not None and error.rule != rule:
             msg = f"expected a refusal by {rule!r}, but it was {error.rule!r}: {error}"
             raise AssertionError(msg) from error

@@ -1,4 +1,4 @@
-"""What a decision costs: `python benchmarks/decisions.py` (needs the `bench` dependencies).
+"""What a decision costs: `python benchmarks/bench_decisions.py` (needs the `bench` dependencies).
 
 Memory is compared with one `limits` memory fixed-window hit on one key, in rounds that alternate, by the CPU time of the
 thread: each of our decisions charges four subjects. SQLite is measured alone, and by eight processes that do nothing else.
