@@ -137,12 +137,14 @@ def _patched(places: Sequence[tuple[type, str]]) -> dict[tuple[type, str], Any]:
 
 def build_arms() -> tuple[Arm, Arm, Arm, agentguard.Instrumentation]:
     """The three arms: bare, agentguard, and the official instrumentation."""
+    from anthropic import _base_client as anthropic_base
     from anthropic.resources.messages import AsyncMessages, Messages
+    from openai import _base_client as openai_base
     from openai.resources.chat.completions import AsyncCompletions, Completions
 
     places: list[tuple[type, str]] = [
         (owner, name)
-        for owner in (openai._base_client.SyncAPIClient, openai._base_client.AsyncAPIClient, anthropic._base_client.SyncAPIClient)
+        for owner in (openai_base.SyncAPIClient, openai_base.AsyncAPIClient, anthropic_base.SyncAPIClient)
         for name in ("request",)
     ]
     places += [(owner, name) for owner in (httpx2.Client, httpx2.AsyncClient) for name in ("send", "_send_single_request")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import itertools
+import logging
 import os
 import queue
 import threading
@@ -79,6 +80,8 @@ class Clock(Protocol):
 
 SYSTEM_CLOCK: Clock = time  # the module is a Clock
 
+logger = logging.getLogger("agentguard")
+
 _SCOPED: contextvars.ContextVar[tuple[Guard, ...]] = contextvars.ContextVar("agentguard_guards", default=())
 
 _DENIALS: dict[Reason, type[Denied]] = {
@@ -149,6 +152,7 @@ class Guard:
         self.changes = Changes(store)
         self._open: dict[str, Admission] = {}
         self._ended: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
+        self._unsettled: list[tuple[Admission, Ending]] = []
         self._collected = self._swept = self._renewed = -float("inf")
         self._survivors: frozenset[str] = frozenset()
         self._is_closed = False
@@ -441,6 +445,11 @@ class Guard:
         nanos = admitted.cost(usage)
         try:
             settled = self.store.settle(admitted.id, Amounts(usage.total_tokens, nanos or 0))
+        except StoreUnavailable as error:
+            # The call was made, and its answer is the caller's. What it holds stays held until the store is back.
+            logger.warning("agentguard: a call could not be settled, its reservation stands until it can: %s", error)
+            self._unsettled.append((admitted, ending))
+            return
         finally:
             self._open.pop(admitted.id, None)
         now = self.clock.time()
@@ -618,6 +627,9 @@ class Guard:
         now = self.clock.monotonic()
         if now - self._swept >= _SWEEP_SECONDS:
             self._swept = now
+            unsettled, self._unsettled = self._unsettled, []
+            for one in unsettled:
+                self._ended.put(one)
             self.store.sweep()
             self.refresh_isolations()
             for chore in self._chores:

@@ -87,7 +87,13 @@ def outcome(url: str) -> dict[str, object]:
     try:
         return {"status": httpx2.get(url, timeout=5).status_code}
     except agentguard.Denied as denied:
-        return {"denied": type(denied).__name__, "rule": denied.rule, "remedy": denied.remedy, "message": str(denied), "place": denied.decision.place}
+        return {
+            "denied": type(denied).__name__,
+            "rule": denied.rule,
+            "remedy": denied.remedy,
+            "message": str(denied),
+            "place": denied.decision.place,
+        }
     except httpx2.HTTPError as error:
         return {"error": type(error).__name__}
 
@@ -129,7 +135,7 @@ def main(policy: str, resolv_conf: str, mode: str) -> None:
         server.shutdown()
         server.server_close()
     agentguard.uninstrument()
-    print(json.dumps(facts))
+    sys.stdout.write(json.dumps(facts))
 
 
 if __name__ == "__main__":
