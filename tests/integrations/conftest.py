@@ -7,13 +7,14 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agentguard.core.call import LLMCall
-from agentguard.events import CallDenied, CallSettled
+from agentguard.events import CallAdmitted, CallDenied, CallSettled
 from agentguard.guard import Guard
 from agentguard.integrations._seam import Seams
 from agentguard.integrations.registry import integrations
@@ -44,9 +45,19 @@ class Guarded:
     def _verify(self, module: str) -> None:
         self.seams.verify(module)
 
+    def catch_up(self) -> None:
+        """Wait until every call that has ended is charged and told: the worker may have one in hand."""
+        for _ in range(200):
+            self.guard.flush()
+            told = [type(event) for event in self.events]
+            is_open = [admitted for admitted in list(self.guard._open.values()) if admitted.is_open]
+            if told.count(CallAdmitted) == told.count(CallSettled) + len(is_open):
+                return
+            time.sleep(0.01)
+
     def balance(self, unit: str = "tokens") -> tuple[int, int]:
         """Spent and held, summed over the limits of a unit."""
-        self.guard.flush()
+        self.catch_up()
         rows = [balance for row, balance in self.guard.usage() if row.limit.unit.value == unit]
         return sum(row.spent for row in rows), sum(row.held for row in rows)
 
@@ -63,7 +74,7 @@ class Guarded:
     @property
     def settled(self) -> list[CallSettled]:
         """Calls that have ended."""
-        self.guard.flush()
+        self.catch_up()
         return [event for event in self.events if isinstance(event, CallSettled)]
 
     @property
@@ -74,7 +85,7 @@ class Guarded:
     @property
     def denied(self) -> list[CallDenied]:
         """Refusals."""
-        self.guard.flush()
+        self.catch_up()
         return [event for event in self.events if isinstance(event, CallDenied)]
 
     def close(self) -> None:
