@@ -32,7 +32,14 @@ _AMBIGUOUS_STATUS = frozenset({408, 502, 504})
 
 
 class Owner(NamedTuple):
-    """Where a call was made: it settles there, so nobody there can wait for it."""
+    """Where a call was made: it settles there, so nobody there can wait for it.
+
+    Attributes:
+        thread: Its thread.
+        task: A weak reference to its task, the same one for every call of the task; None for a call that does not await. A
+            strong one would close a cycle that Python 3.11 cannot collect: stream, call, task, its `CancelledError`, the
+            traceback's frames, stream.
+    """
 
     thread: int
     task: object | None

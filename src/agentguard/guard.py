@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
@@ -295,7 +296,8 @@ class Guard:
         """Like `begin`, without blocking the event loop."""
         import asyncio
 
-        asking = _Asking(self, call, Owner(threading.get_ident(), asyncio.current_task()))
+        task = asyncio.current_task()
+        asking = _Asking(self, call, Owner(threading.get_ident(), None if task is None else weakref.ref(task)))
         try:
             while True:
                 ask = asking.next()

@@ -259,6 +259,7 @@ def _sync_class(module: ModuleType) -> type:
                     if handed_on := meter.feed(chunk):
                         yield handed_on
             except GeneratorExit:
+                meter.abandon()  # no library reads a stream on after this, and who holds the frame may hold it for long
                 raise
             except BaseException as error:
                 meter.fail(error)
@@ -284,6 +285,7 @@ def _async_class(module: ModuleType) -> type:
                     if handed_on := meter.feed(chunk):
                         yield handed_on
             except GeneratorExit:
+                meter.abandon()  # no library reads a stream on after this, and who holds the frame may hold it for long
                 raise
             except BaseException as error:
                 meter.fail(error)
