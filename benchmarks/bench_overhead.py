@@ -217,7 +217,7 @@ def show(title: str, measured: dict[str, tuple[float, float]], per: int = 1) -> 
     for name, (with_it, without) in measured.items():
         against = f"{extra[name] / extra['official genai']:.2f} x official" if extra.get("official genai") else ""
         print(
-            f"  {name:16} bare {without:8.1f} us   +{extra[name]:8.1f} us   ratio {(with_it - without) / without:5.2f}   {against}"
+            f"  {name:16} bare {without:8.1f} us  +{extra[name]:8.1f} us  ratio {(with_it - without) / without:5.2f}  {against}"
         )
 
 
