@@ -71,6 +71,7 @@ class Admission:
         in_hop: Whether an HTTP seam is sending one of them now: seams below it belong to the same attempt.
         response_taken: Whether a seam above the hop reads the response.
         is_streaming: Whether a stream has taken the call over, and settles it.
+        is_countable: Whether the output of that stream is counted as it flows.
         is_cut: The refusal with which the next chunk is to be refused; None while it may go on.
     """
 
@@ -88,6 +89,7 @@ class Admission:
         "hides_usage",
         "id",
         "in_hop",
+        "is_countable",
         "is_cut",
         "is_streaming",
         "origin",
@@ -122,6 +124,7 @@ class Admission:
         self.output_bytes = 0
         self.first_chunk_at: float | None = None
         self.is_streaming = False
+        self.is_countable = False
         self.hides_usage = False
         self.in_hop = False
         self.response_taken = False
@@ -208,7 +211,7 @@ class Admission:
             return NO_USAGE
         if last.status is not None and last.status < 400:
             output = self.guard.estimator.output_tokens(call, self.output_bytes, self.rights.llm.bound)
-            if not self.output_bytes and ending.outcome in {"complete", "error"} and not self.is_streaming:
+            if not self.is_countable and not self.output_bytes:
                 output = self.reserved_output  # an answer that cannot be read: nothing was counted, so the bound stands
             told = self.answer.input_usage if self.answer is not None else None
             if told is not None:

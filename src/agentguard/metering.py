@@ -28,6 +28,15 @@ class Meter:
     The owner of the stream calls `feed` with each chunk and hands on what it returns, `end` at the end of the data, and
     `abandon` from wherever else the stream may end. A chunk that cannot be paid for raises; the owner then closes
     the stream.
+
+    Args:
+        admitted: The call.
+        family: Its wire format.
+        is_events: Whether the response is a stream of server-sent events. Any other body was generated as a whole before its
+            first byte, so that it is charged as a whole even when it is not read to its end.
+        is_countable: Whether what flows can be counted: it is a stream of events, in an encoding that can be undone here.
+        decode: What undoes its content encoding; None when there is nothing to undo.
+        error_bases: Classes that a denial has to have as bases to pass through the SDK above.
     """
 
     __slots__ = ("_admitted", "_allowed", "_body", "_body_bytes", "_decode", "_family", "_hides", "_scan", "error_bases")
@@ -38,20 +47,21 @@ class Meter:
         family: Family,
         *,
         is_events: bool,
-        hides_usage: bool,
+        is_countable: bool,
         decode: Callable[[bytes], bytes] | None = None,
         error_bases: tuple[type, ...] = (),
     ) -> None:
         self._admitted = admitted
         self._family = family
-        self._scan = StreamScan(family, hides_usage) if is_events else None
+        self._hides = admitted.hides_usage and is_countable
+        self._scan = StreamScan(family, self._hides) if is_events else None
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._decode = decode
-        self._hides = hides_usage
         self.error_bases = error_bases
         self._allowed = self._allowance()
         admitted.is_streaming = True
+        admitted.is_countable = is_countable
 
     @property
     def must_grow(self) -> bool:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from agentguard.admission import CURRENT, Admission
 from agentguard.context import CALLER, OWN_TRAFFIC
-from agentguard.core.call import HTTPCall, LLMCall, Target, ToolCall, Usage
+from agentguard.core.call import HTTPCall, LLMCall, Target, ToolCall
 from agentguard.errors import Denied
 from agentguard.events import Attempt, CallDenied
 from agentguard.guard import denial
-from agentguard.integrations._decoding import decoder
+from agentguard.integrations._decoding import can_undo, decoder
 from agentguard.metering import Meter
 from agentguard.policy.model import Mode
 from agentguard.wire import could_be, provider_of, recognise
@@ -181,18 +181,32 @@ def is_event_stream(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "text/event-stream"
 
 
-def meter_for(admitted: Admission, content_type: str, decode: Callable[[bytes], bytes] | None) -> Meter | None:
-    """The meter of a streamed response; None for a call that is not metered."""
-    if admitted.family is None or not admitted.is_open:
+def meter_for(admitted: Admission, content_type: str, encoding: str = "") -> Meter | None:
+    """The meter of a response that is read piece by piece; None for a call that is not metered, or by somebody else.
+
+    Args:
+        admitted: The call.
+        content_type: What the response says it is.
+        encoding: Its content encoding, unless the library has undone it before we see the data.
+    """
+    if admitted.family is None or admitted.is_streaming or not admitted.is_open:
         return None
+    is_events = is_event_stream(content_type)
     return Meter(
         admitted,
         admitted.family,
-        is_events=is_event_stream(content_type),
-        hides_usage=admitted.hides_usage,
-        decode=decode,
+        is_events=is_events,
+        is_countable=is_events and can_undo(encoding),
+        decode=decoder(encoding),
         error_bases=sdk_error_bases(),
     )
+
+
+def own_meter_for(admitted: Admission, content_type: str, encoding: str = "") -> Meter | None:
+    """`meter_for`, for a seam whose response a seam above it may be reading."""
+    if admitted.response_taken or admitted.in_hop:
+        return None
+    return meter_for(admitted, content_type, encoding)
 
 
 def begin_or_none(guard: Guard) -> Admission | None:
@@ -361,63 +375,6 @@ FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding"})
 
 REWRITTEN_HEADERS = FRAMING_HEADERS | {"content-encoding"}
 """Headers that described a body which has been rewritten."""
-
-
-def can_undo(encoding: str) -> bool:
-    """Whether every part of a `content-encoding` can be undone here."""
-    names = {name.strip().lower() for name in encoding.split(",")} - {"", "identity"}
-    return all(decoder(name) is not None for name in names)
-
-
-class Tee:
-    """The meter of one response body, and what the end of a body without a readable answer costs.
-
-    A body that is no event stream was generated as a whole before its first byte: whoever does not read it to its end has
-    used it all the same, so the reservation is charged. So it is for a body in an encoding that cannot be undone here.
-    """
-
-    __slots__ = ("_admitted", "_is_counted", "_meter")
-
-    def __init__(self, admitted: Admission, meter: Meter, *, is_counted: bool) -> None:
-        self._admitted = admitted
-        self._meter = meter
-        self._is_counted = is_counted
-
-    @classmethod
-    def of(cls, admitted: Admission, content_type: str, encoding: str = "") -> Tee | None:
-        """The tee for a response; None for one that is not metered. Its encoding is given unless the library has undone it."""
-        if admitted.family is None or admitted.is_streaming or admitted.response_taken or admitted.in_hop:
-            return None
-        meter = meter_for(admitted, content_type, decoder(encoding))
-        is_counted = is_event_stream(content_type) and can_undo(encoding)
-        return None if meter is None else cls(admitted, meter, is_counted=is_counted)
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Take note of a chunk, and return what the caller gets of it. Raises `Denied` when it cannot be paid for."""
-        return self._meter.feed(chunk)
-
-    def end(self) -> bytes:
-        """The data is over: settle, and return what was withheld."""
-        if not self._is_counted:
-            self._admitted.is_streaming = False  # complete: what cannot be read of it is charged as reserved
-        return self._meter.end()
-
-    def fail(self, error: BaseException) -> None:
-        """Reading failed."""
-        if not self._is_counted:
-            self._charge_reserved("error", type(error).__name__)
-        self._meter.fail(error)
-
-    def abandon(self) -> None:
-        """The body was closed or freed before its end. Takes no lock: may run in a finalizer."""
-        if not self._is_counted:
-            self._charge_reserved("abandoned", "")
-        self._meter.abandon()
-
-    def _charge_reserved(self, outcome: str, error: str) -> None:
-        admitted = self._admitted
-        if admitted.is_open:
-            admitted.settle_later(Usage(admitted.estimate.input_tokens, admitted.reserved_output, estimated=True), outcome, error)
 
 
 class note_unseen:  # noqa: N801 - read as a verb: `with note_unseen(...)`

@@ -43,6 +43,12 @@ def decoder(encoding: str) -> Callable[[bytes], bytes] | None:
     return undo_all
 
 
+def can_undo(encoding: str) -> bool:
+    """Whether every part of a `content-encoding` can be undone here."""
+    names = {name.strip().lower() for name in encoding.split(",")} - {"", "identity"}
+    return all(decoder(name) is not None for name in names)
+
+
 def _inflate() -> Callable[[bytes], bytes]:
     """Deflate comes with and without its zlib header; the first chunk tells."""
     plain: zlib._Decompress | None = None

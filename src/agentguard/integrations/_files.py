@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agentguard.integrations._calls import Tee
+    from agentguard.metering import Meter
 
 _BLOCK = 65536
 
@@ -19,7 +19,7 @@ class MeteredBody(io.RawIOBase):
     Args:
         read: Reads what has arrived, at most so many bytes; empty at the end.
         close: Closes what is read from.
-        tee: The meter.
+        meter: The meter.
         is_chunked: Whether the reader expects HTTP's chunks.
         is_over: Whether all of the body has been read, asked after each piece; the reader may not ask for more.
         hang_up: Breaks the connection, after a piece that could not be paid for.
@@ -30,7 +30,7 @@ class MeteredBody(io.RawIOBase):
         self,
         read: Callable[[int], bytes],
         close: Callable[[], object],
-        tee: Tee,
+        meter: Meter,
         *,
         is_chunked: bool = False,
         is_over: Callable[[], bool] = lambda: False,
@@ -41,7 +41,7 @@ class MeteredBody(io.RawIOBase):
         super().__init__()
         self._read = read
         self._close = close
-        self._tee = tee
+        self._meter = meter
         self._is_chunked = is_chunked
         self._is_over = is_over
         self._hang_up = hang_up
@@ -74,16 +74,16 @@ class MeteredBody(io.RawIOBase):
             piece = self._read(_BLOCK)
         except self._broken as error:
             self._ended = True
-            self._tee.fail(error)
+            self._meter.fail(error)
             return b""
         except Exception as error:
-            self._tee.fail(error)
+            self._meter.fail(error)
             raise
         try:
             self._ended = not piece or self._is_over()
-            handed_on = self._tee.feed(piece) if piece else b""
+            handed_on = self._meter.feed(piece) if piece else b""
             if self._ended:
-                handed_on += self._tee.end()
+                handed_on += self._meter.end()
         except BaseException:
             self._ended = True
             self._hang_up()
@@ -103,10 +103,10 @@ class MeteredBody(io.RawIOBase):
             try:
                 self._close()
             finally:
-                self._tee.abandon()
+                self._meter.abandon()
                 super().close()
 
 
-def metered_file(source: Any, tee: Tee) -> io.BufferedReader:
+def metered_file(source: Any, meter: Meter) -> io.BufferedReader:
     """A file whose reading is metered, in place of another."""
-    return io.BufferedReader(MeteredBody(source.read, getattr(source, "close", lambda: None), tee))
+    return io.BufferedReader(MeteredBody(source.read, getattr(source, "close", lambda: None), meter))

@@ -19,12 +19,12 @@ from agentguard.integrations._calls import (
     Body,
     Hop,
     Judging,
-    Tee,
     as_bytes,
     begin_or_none,
     is_own_traffic,
     judge_connection,
     other_hosts,
+    own_meter_for,
     part_of,
     prepare_attempt,
     read_answer,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from agentguard.guard import Guard
     from agentguard.integrations._calls import Reading
     from agentguard.integrations._seam import Resolve, Wrapper
+    from agentguard.metering import Meter
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -208,17 +209,17 @@ def _meter(admitted: Admission, response: Any, *, is_decoded: bool) -> None:
     library = sys.modules["aiohttp.streams"]
     if not isinstance(response._body, bytes) and not isinstance(response.content, library.StreamReader):
         return  # without a body
-    tee = Tee.of(admitted, content_type, encoding)
-    if tee is None:
+    meter = own_meter_for(admitted, content_type, encoding)
+    if meter is None:
         return
     if isinstance(response._body, bytes):
-        response._body = tee.feed(response._body) + tee.end()
+        response._body = meter.feed(response._body) + meter.end()
         return
     if admitted.hides_usage and decoder(encoding) is not None:
         kept = [(name, value) for name, value in headers.items() if name.lower() != "content-encoding"]
         response._headers = type(headers)(sys.modules["multidict"].CIMultiDict(kept))
         response._cache.pop("headers", None)
-    response.content = _reader_class(library)(response.content, tee, response)
+    response.content = _reader_class(library)(response.content, meter, response)
 
 
 class _NoFlow:
@@ -238,12 +239,12 @@ def _reader_class(library: ModuleType) -> type:  # noqa: C901 - a class of many 
     class MeteredReader(library.StreamReader):  # type: ignore[misc, name-defined]  # the library's own base, known at run time
         """The content of a response, metered: what aiohttp's own reader has received is fed to this one, a piece at a time."""
 
-        __slots__ = ("_inner", "_response", "_tee")
+        __slots__ = ("_inner", "_meter", "_response")
 
-        def __init__(self, inner: Any, tee: Tee, response: Any) -> None:
+        def __init__(self, inner: Any, meter: Meter, response: Any) -> None:
             low, _ = inner.get_read_buffer_limits()
             self._inner = inner
-            self._tee = tee
+            self._meter = meter
             super().__init__(_NoFlow(), low, timer=inner._timer, loop=inner._loop)
             self._response = weakref.ref(response)
             if inner.exception() is not None:
@@ -255,7 +256,7 @@ def _reader_class(library: ModuleType) -> type:  # noqa: C901 - a class of many 
                 piece, ends_chunk = await self._inner.readchunk()
             except Exception as error:
                 if self._inner.exception() is not None:
-                    self._tee.fail(error)
+                    self._meter.fail(error)
                 raise
             self._take(piece, ends_chunk=ends_chunk, is_end=not piece and not ends_chunk)
 
@@ -264,8 +265,8 @@ def _reader_class(library: ModuleType) -> type:  # noqa: C901 - a class of many 
                 self.begin_http_chunk_receiving()
             is_end = is_end or self._inner.at_eof()  # nobody may ask again
             try:
-                handed_on = self._tee.feed(piece) if piece else b""
-                handed_on += self._tee.end() if is_end else b""
+                handed_on = self._meter.feed(piece) if piece else b""
+                handed_on += self._meter.end() if is_end else b""
             except BaseException as error:
                 super().set_exception(error)
                 self._hang_up()
@@ -297,7 +298,7 @@ def _reader_class(library: ModuleType) -> type:  # noqa: C901 - a class of many 
             super().set_exception(exc, *args)
             if self._inner.exception() is None:
                 self._inner.set_exception(exc, *args)
-            self._tee.abandon()
+            self._meter.abandon()
 
         def set_read_chunk_size(self, n: int) -> None:
             super().set_read_chunk_size(n)
@@ -326,7 +327,7 @@ def _reader_class(library: ModuleType) -> type:  # noqa: C901 - a class of many 
 
         def __del__(self) -> None:
             with suppress(AttributeError):
-                self._tee.abandon()
+                self._meter.abandon()
 
     return MeteredReader
 

@@ -22,7 +22,6 @@ from agentguard.integrations._calls import (
     REWRITTEN_HEADERS,
     Body,
     Judging,
-    Tee,
     as_bytes,
     begin_or_none,
     is_in_hand,
@@ -30,6 +29,7 @@ from agentguard.integrations._calls import (
     is_own_traffic,
     judge_connection,
     other_hosts,
+    own_meter_for,
     part_of,
     prepare_attempt,
     rewritten,
@@ -326,8 +326,8 @@ def _meter(conn: Any, response: Any, admitted: Admission) -> None:
         return
     headers = response.headers
     encoding = headers.get("content-encoding", "")
-    tee = Tee.of(admitted, headers.get("content-type", ""), encoding)
-    if tee is None:
+    meter = own_meter_for(admitted, headers.get("content-type", ""), encoding)
+    if meter is None:
         return
     inner = http_client.HTTPResponse.__new__(http_client.HTTPResponse)
     inner.__dict__.update(response.__dict__)
@@ -351,7 +351,7 @@ def _meter(conn: Any, response: Any, admitted: Admission) -> None:
     body = MeteredBody(
         read,
         inner.close,
-        tee,
+        meter,
         is_chunked=response.chunked,
         is_over=lambda: inner.fp is None or inner.length == 0,
         hang_up=hang_up,

@@ -26,7 +26,7 @@ from agentguard.integrations._calls import (
     read_request,
     rewritten,
 )
-from agentguard.integrations._decoding import decoder
+from agentguard.integrations._decoding import can_undo
 from agentguard.integrations._seam import Hook, Integration, Seam
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ def target_of(request: Any) -> Target:
 
 def others_touched(client: Any, request: Any, target: Target) -> Iterator[Target]:
     """What else a hop touches: its proxy, and a host that its Host header or SNI names instead of the URL's."""
-    named = request.headers.get("host", "")
-    host = named[1 : named.index("]")] if named.startswith("[") and "]" in named else named.partition(":")[0]
-    if host and host.lower() != target.host.lower():
+    named = header(request.headers, b"host")
+    if named and named != target.host and (host := _without_port(named)).lower() != target.host.lower():
         yield target._replace(host=host)
     sni = request.extensions.get("sni_hostname")
     if isinstance(sni, str) and sni and sni.lower() != target.host.lower():
@@ -63,6 +62,18 @@ def others_touched(client: Any, request: Any, target: Target) -> Iterator[Target
         if proxy is not None:
             scheme = proxy.scheme.decode()
             yield Target(scheme, proxy.host.decode(), proxy.port or _DEFAULT_PORTS.get(scheme, 1080), "/")
+
+
+def header(headers: Any, name: bytes) -> str:
+    """A header's value, empty when it is not there. The libraries' own look-up first decodes all headers, to guess how."""
+    for key, value in headers.raw:
+        if key.lower() == name:
+            return str(value, "latin-1")
+    return ""
+
+
+def _without_port(netloc: str) -> str:
+    return netloc[1 : netloc.index("]")] if netloc.startswith("[") and "]" in netloc else netloc.partition(":")[0]
 
 
 def _send(resolve: Resolve) -> Wrapper:
@@ -193,17 +204,18 @@ def finished(admitted: Admission, response: Any, streams: bool) -> Any:
         return response
     headers = response.headers
     is_complete = hasattr(response, "_content")  # read by the library, or built whole by a mock transport
-    if not is_event_stream(headers.get("content-type", "")) and (is_complete or not streams):
+    content_type = header(headers, b"content-type")
+    if not is_event_stream(content_type) and (is_complete or not streams):
         read_answer(admitted, response.status_code, response.content)
         return response
-    decode = decoder(encoding) if not is_complete and (encoding := headers.get("content-encoding", "")) else None
-    meter = meter_for(admitted, headers.get("content-type", ""), decode)
+    encoding = "" if is_complete else header(headers, b"content-encoding")
+    meter = meter_for(admitted, content_type, encoding)
     if meter is None:
         return response
     if is_complete:
         response._content = meter.feed(response.content) + meter.end()
         return response
-    if decode is not None and admitted.hides_usage:
+    if encoding and admitted.hides_usage and can_undo(encoding):
         del headers["content-encoding"]  # what is handed on has been decoded, to take the usage event out
     if admitted.hides_usage and "content-length" in headers:
         del headers["content-length"]

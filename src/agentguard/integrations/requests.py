@@ -15,10 +15,10 @@ from agentguard.integrations._calls import (
     REWRITTEN_HEADERS,
     Body,
     Judging,
-    Tee,
     is_own_traffic,
     note_unseen,
     other_hosts,
+    own_meter_for,
     part_of,
     rewritten,
     to_json,
@@ -100,8 +100,8 @@ def _meter_unseen(admitted: Admission, response: Any) -> None:
         response._content = metered_whole(admitted, content_type, response._content)
     elif hasattr(raw, "_fp"):
         meter_unseen(admitted, raw)
-    elif hasattr(raw, "read") and (tee := Tee.of(admitted, content_type)) is not None:
-        response.raw = metered_file(raw, tee)
+    elif hasattr(raw, "read") and (meter := own_meter_for(admitted, content_type)) is not None:
+        response.raw = metered_file(raw, meter)
 
 
 REQUESTS = Integration("requests", (Hook(Seam("requests.sessions", "Session.send", ("request",)), _send),))

@@ -16,10 +16,10 @@ from agentguard.integrations._calls import (
     REWRITTEN_HEADERS,
     Body,
     Judging,
-    Tee,
     is_own_traffic,
     note_unseen,
     other_hosts,
+    own_meter_for,
     part_of,
     read_answer,
     rewritten,
@@ -157,8 +157,8 @@ def meter_unseen(admitted: Admission, response: Any) -> None:
         response._body = metered_whole(admitted, headers.get("content-type", ""), whole)
     elif source is not None and hasattr(source, "read") and not hasattr(source, "fp"):
         encoding = headers.get("content-encoding", "")
-        if (tee := Tee.of(admitted, headers.get("content-type", ""), encoding)) is not None:
-            response._fp = metered_file(source, tee)
+        if (meter := own_meter_for(admitted, headers.get("content-type", ""), encoding)) is not None:
+            response._fp = metered_file(source, meter)
             if admitted.hides_usage:
                 response.length_remaining = None
                 if decoder(encoding) is not None:
@@ -170,8 +170,8 @@ def metered_whole(admitted: Admission, content_type: str, body: bytes) -> bytes:
     if not content_type.lower().startswith("text/event-stream"):
         read_answer(admitted, 200, body)
         return body
-    tee = Tee.of(admitted, content_type)
-    return body if tee is None else tee.feed(body) + tee.end()
+    meter = own_meter_for(admitted, content_type)
+    return body if meter is None else meter.feed(body) + meter.end()
 
 
 def _new_conn(resolve: Resolve) -> Wrapper:
