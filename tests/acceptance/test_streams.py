@@ -24,7 +24,7 @@ RESPONSE = {"model": "gpt-5", "input": text_of(100), "stream": True}
 COMPLETION = {"model": "davinci", "prompt": text_of(100), "stream": True}
 
 CHUNK = 100
-OVERRUN = Reply(output_tokens=5000, ignore_max_tokens=True, chunks=5000 // CHUNK, chunk_delay=0.01)
+OVERRUN = Reply(output_tokens=5000, ignore_max_tokens=True, chunks=5000 // CHUNK, chunk_delay=0.03)
 """A provider that does not care for max_tokens."""
 
 
