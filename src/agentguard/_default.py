@@ -186,11 +186,9 @@ def _build(
     try:
         seams.install()
     except SeamError:
-        if guard.policy.mode is Mode.ENFORCE:
-            seams.remove()
-            guard.close()
-            raise
-        logger.exception("agentguard: a library is not observed")
+        seams.remove()
+        guard.close()
+        raise
     if file is not None:
         guard.chore(lambda: _reload(guard, file, _chosen_mode(mode)))
 
@@ -298,7 +296,7 @@ def _seams(guard: Guard, only: Collection[str] | None) -> Seams:
     if only is not None and (unknown := set(only) - {one.library for one in integrations(verify)}):
         msg = f"only= names libraries that agentguard does not know: {', '.join(sorted(unknown))}"
         raise ValueError(msg)
-    seams = Seams(wanted, find_guard, report)
+    seams = Seams(wanted, find_guard, report, lambda: guard.policy.mode is Mode.REPORT)
     return seams
 
 

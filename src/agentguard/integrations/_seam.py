@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.metadata
 import inspect
+import logging
 import sys
 import threading
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     Resolve = Callable[[], Guard | None]
     Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
     Report = Callable[[str, str, str], None]
+
+logger = logging.getLogger("agentguard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class SeamStatus(NamedTuple):
         library: The distribution.
         version: Its version; empty when it is not installed.
         seam: `module:path`.
-        state: `hooked`, `fallback`, `missing`, `lost`, or `waiting` for the module to be imported.
+        state: `hooked`, `fallback`, `missing`, `lost`, `removed`, or `waiting` for the module to be imported.
     """
 
     library: str
@@ -155,6 +158,7 @@ class InstalledSeam:
             # Below a foreign closure it stays on the path, and passes every call through.
             with contextlib.suppress(wrapt.WrapperNotOutermostError, AttributeError):
                 wrapt.unwrap_object(self._owner, self._name, handle, missing_ok=True)
+        self.state = "removed"
         self._report(self.library, str(self.seam), "removed")
 
     def status(self) -> SeamStatus:
@@ -164,9 +168,19 @@ class InstalledSeam:
 
 
 class Seams:
-    """All seams of one `instrument()`."""
+    """All seams of one `instrument()`.
 
-    def __init__(self, integrations: Sequence[Integration], resolve: Resolve, report: Report) -> None:
+    Args:
+        integrations: The libraries.
+        resolve: The guard in scope.
+        report: Told of every change: library, seam, state.
+        forgives: Whether a seam that cannot be installed is logged, and does not fail the import of its library.
+    """
+
+    def __init__(
+        self, integrations: Sequence[Integration], resolve: Resolve, report: Report, forgives: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._forgives = forgives
         self._all = [InstalledSeam(one.library, hook, resolve, report) for one in integrations for hook in one.hooks]
         self._by_module: dict[str, list[InstalledSeam]] = {}
         for installed in self._all:
@@ -176,10 +190,28 @@ class Seams:
         """Install what is imported already, and the rest when it is. Imports nothing.
 
         Raises:
-            SeamError: A seam of an imported library cannot be installed.
+            SeamError: A seam of an imported library cannot be installed. All others are.
         """
+        missing: list[SeamError] = []
         for module, here in self._by_module.items():
-            wrapt.register_post_import_hook(functools.partial(_install_all, here), module)
+            try:
+                wrapt.register_post_import_hook(functools.partial(self._install_all, here), module)
+            except SeamError as error:
+                missing.append(error)
+        if missing:
+            raise missing[0]
+
+    def _install_all(self, here: Sequence[InstalledSeam], loaded: ModuleType) -> None:
+        missing: list[SeamError] = []
+        for installed in here:
+            try:
+                installed.install(loaded)
+            except SeamError as error:
+                missing.append(error)
+        if missing and not self._forgives():
+            raise missing[0]
+        for error in missing:
+            logger.error("agentguard: a library is not observed: %s", error)
 
     def verify(self, module: str) -> None:
         """See that the seams of a module are on the call path, and put back what was taken away.
@@ -199,11 +231,6 @@ class Seams:
     def status(self) -> list[SeamStatus]:
         """How every seam of an installed library stands."""
         return [status for installed in self._all if (status := installed.status()).version]
-
-
-def _install_all(here: Sequence[InstalledSeam], loaded: ModuleType) -> None:
-    for installed in here:
-        installed.install(loaded)
 
 
 def version_of(library: str) -> str:
