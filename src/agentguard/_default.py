@@ -47,7 +47,7 @@ class Instrumentation:
 
     def __init__(self, guard: Guard, seams: Seams | None, close: Callable[[], None]) -> None:
         self.guard = guard
-        self.is_disabled = seams is None
+        self.is_disabled: bool = seams is None
         self._seams = seams
         self._close = close
 

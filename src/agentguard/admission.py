@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from agentguard.core.call import Call, Target
     from agentguard.core.caller import Caller
     from agentguard.core.decision import Decision
-    from agentguard.core.engine import Outcome
-    from agentguard.core.limits import Charge
+    from agentguard.core.engine import Estimate, Outcome
+    from agentguard.core.limits import Charge, LimitRow
     from agentguard.core.rights import Rights
     from agentguard.events import Attempt
     from agentguard.guard import Guard
@@ -106,32 +106,32 @@ class Admission:
     )
 
     def __init__(self, guard: Guard, id: str, call: Call, caller: Caller, rights: Rights, outcome: Outcome, owner: Owner) -> None:
-        self.guard = guard
-        self.id = id
-        self.call = call
-        self.caller = caller
-        self.rights = rights
-        self.outcome = outcome
-        self.owner = owner
-        self.estimate = outcome.estimate
-        self.rows = outcome.rows
-        self.reserved_output = outcome.estimate.output_tokens or 0
+        self.guard: Guard = guard
+        self.id: str = id
+        self.call: Call = call
+        self.caller: Caller = caller
+        self.rights: Rights = rights
+        self.outcome: Outcome = outcome
+        self.owner: Owner = owner
+        self.estimate: Estimate = outcome.estimate
+        self.rows: tuple[LimitRow, ...] = outcome.rows
+        self.reserved_output: int = outcome.estimate.output_tokens or 0
         self.extended: tuple[Charge, ...] = ()
         self.attempts: list[Attempt] = []
-        self.unanswered = 0
+        self.unanswered: int = 0
         self.answer: Answer | None = None
         self.family: Family | None = None
-        self.output_bytes = 0
+        self.output_bytes: int = 0
         self.first_chunk_at: float | None = None
-        self.is_streaming = False
-        self.is_countable = False
-        self.hides_usage = False
-        self.in_hop = False
-        self.response_taken = False
+        self.is_streaming: bool = False
+        self.is_countable: bool = False
+        self.hides_usage: bool = False
+        self.in_hop: bool = False
+        self.response_taken: bool = False
         self.is_cut: Decision | None = None
         self.origin: object = None
         self.span: Any = None
-        self.started = guard.clock.time()
+        self.started: float = guard.clock.time()
         self._once = [True]
 
     @property

@@ -67,8 +67,8 @@ class Session:
     __slots__ = ("id", "user")
 
     def __init__(self, id: str, user: str | None) -> None:
-        self.id = id
-        self.user = user
+        self.id: str = id
+        self.user: str | None = user
 
     @contextmanager
     def interaction(self, id: str | None = None) -> Iterator[str]:
@@ -135,7 +135,7 @@ class BudgetBlock:
     """
 
     def __init__(self, ledger: Ledger, usd: Decimal | str | int | None, tokens: int | None, calls: int | None) -> None:
-        self.id = f"budget:{_new_id()}"
+        self.id: str = f"budget:{_new_id()}"
         wanted = ((Unit.USD, None if usd is None else nanos_of(usd, "usd")), (Unit.TOKENS, tokens), (Unit.CALLS, calls))
         rule = Rule("agentguard.budget")
         limits = [Limit(amount=amount, unit=unit, rule=rule) for unit, amount in wanted if amount is not None]

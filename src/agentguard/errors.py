@@ -56,7 +56,7 @@ class PolicyError(AgentGuardError, ValueError):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n  ".join([f"{source} has {count}", *map(str, problems)]))
         self.source = source
-        self.problems = tuple(problems)
+        self.problems: tuple[Problem, ...] = tuple(problems)
 
     def __reduce__(self) -> tuple[type[PolicyError], tuple[str, tuple[Problem, ...]]]:
         return type(self), (self.source, self.problems)

@@ -81,7 +81,7 @@ class Clock(Protocol):
 
 SYSTEM_CLOCK: Clock = time  # the module is a Clock
 
-logger = logging.getLogger("agentguard")
+logger: logging.Logger = logging.getLogger("agentguard")
 
 _SCOPED: contextvars.ContextVar[tuple[Guard, ...]] = contextvars.ContextVar("agentguard_guards", default=())
 
@@ -146,11 +146,11 @@ class Guard:
         self.store = store
         self.clock = clock
         self.prices = prices
-        self.estimator = Estimator()
+        self.estimator: Estimator = Estimator()
         self._agent = agent
         self._unnamed_session = f"process-{os.getpid()}-{os.urandom(4).hex()}"
-        self.ids = _ids()
-        self.changes = Changes(store)
+        self.ids: Iterator[str] = _ids()
+        self.changes: Changes = Changes(store)
         self._open: dict[str, Admission] = {}
         self._ended: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
         self._unsettled: list[tuple[Admission, Ending]] = []

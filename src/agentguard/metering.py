@@ -58,7 +58,7 @@ class Meter:
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._decode = decode
-        self.error_bases = error_bases
+        self.error_bases: tuple[type, ...] = error_bases
         self._allowed = self._allowance()
         admitted.is_streaming = True
         admitted.is_countable = is_countable

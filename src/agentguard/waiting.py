@@ -25,7 +25,7 @@ class Changes:
         self._waiting = 0
         self._watch: Closeable | None = None
         self._wake_loops: list[Callable[[], object]] = []
-        self.version = 0
+        self.version: int = 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ BATCH_SECONDS = 0.02
 
 TICK_SECONDS = 1.0
 
-logger = logging.getLogger("agentguard")
+logger: logging.Logger = logging.getLogger("agentguard")
 
 
 T = TypeVar("T")
@@ -51,8 +51,8 @@ class Worker:
 
     def __init__(self, tick: Callable[[], None]) -> None:
         self.observers: list[Observer] = []
-        self.dropped = 0
-        self.failed = 0
+        self.dropped: int = 0
+        self.failed: int = 0
         self._tick = tick
         self._events: deque[Event] = deque()
         self._faulty: set[int] = set()

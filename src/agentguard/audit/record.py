@@ -34,7 +34,7 @@ _RETRY_SECONDS = 5.0
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
-logger = logging.getLogger("agentguard")
+logger: logging.Logger = logging.getLogger("agentguard")
 
 
 def events_directory() -> Path:
@@ -63,8 +63,8 @@ class EventLog:
         max_file_bytes: int = MAX_FILE_BYTES,
         max_total_bytes: int = MAX_TOTAL_BYTES,
     ) -> None:
-        self.directory = Path(directory) if directory is not None else events_directory()
-        self.lost = 0
+        self.directory: Path = Path(directory) if directory is not None else events_directory()
+        self.lost: int = 0
         """Lines that could not be written."""
         self._files = LineFiles(self.directory, _header, max_file_bytes, max_total_bytes)
         self._lines: list[str] = []

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _BOOTSTRAP = Path(__file__).parent / "bootstrap"
 _SUFFIXES = (".py", ".pyw")
 
-logger = logging.getLogger("agentguard")
+logger: logging.Logger = logging.getLogger("agentguard")
 
 
 @click.command(cls=Command, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -164,18 +164,21 @@ class Row:
 
     spent: int
     taken: int
+    start: float
+    warned_in: float
+    warn_next: int
 
     def __init__(self, key: str, limit: Limit, id: int = 0) -> None:
-        self.key = key
-        self.id = id
-        self.window = _window_of(limit)
-        self.is_held = limit.unit is not Unit.CALLS
-        self.is_plain = self.is_held and not self.window.is_rolling
-        self.settles_as = _SETTLES_AS[limit.unit]
-        self.amount = limit.amount
-        self.warn_at = limit.warn_at
-        self.ends = 0.0
-        self.warned = -1
+        self.key: str = key
+        self.id: int = id
+        self.window: Window = _window_of(limit)
+        self.is_held: bool = limit.unit is not Unit.CALLS
+        self.is_plain: bool = self.is_held and not self.window.is_rolling
+        self.settles_as: int = _SETTLES_AS[limit.unit]
+        self.amount: int = limit.amount
+        self.warn_at: tuple[int, ...] = limit.warn_at
+        self.ends: float = 0.0
+        self.warned: int = -1
         self.restore(State(ends=inf if self.window == Window.LIFE else -inf))
 
     @classmethod
@@ -267,6 +270,10 @@ class RollingRow(Row):
 
     __slots__ = ("buckets", "width")
 
+    spent: int
+    taken: int
+    start: float
+    ends: float
     buckets: array[int]
     width: float
 

@@ -46,15 +46,15 @@ class Rights:
     """The rights of a chain of agents. What one of them may not do, the chain may not."""
 
     def __init__(self, policy: Policy, agents: Sequence[AgentPolicy], unnamed_session: str) -> None:
-        self.agents = tuple(agents)
+        self.agents: tuple[AgentPolicy, ...] = tuple(agents)
         self.policy = policy
-        self.llm = _strictest_llm([agent.llm for agent in agents if agent.llm is not None])
+        self.llm: LLM = _strictest_llm([agent.llm for agent in agents if agent.llm is not None])
         self._hosts = [(agent, HostRules(agent.external_calls, provider_hosts(agent))) for agent in agents]
         self._unnamed_session = unnamed_session
         self._accounts: dict[tuple[object, ...], Account] = {}
         self._counted = {limit.per for limit in self._limits()}
         self._subjects: tuple[tuple[str, ...], tuple[str, ...]] | None = None
-        self.call_limits = tuple(limit for limit in self._limits() if limit.per is Per.CALL)
+        self.call_limits: tuple[Limit, ...] = tuple(limit for limit in self._limits() if limit.per is Per.CALL)
 
     def refuses(self, call: Call, caller: Caller) -> Decision | None:
         """Judge a call against everything but counters: tool, model, scope, host. None when nothing stands against it."""

@@ -48,9 +48,11 @@ class Stage:
         self._pace = pace
         self._arrived = arrived
         self._open = ExitStack()
-        self.provider = self._open.enter_context(Provider())
-        self.kb = self._open.enter_context(_recorder("127.0.0.3", body=b'{"title": "Ticket 4711", "text": "It does not start."}'))
-        self.attacker = self._open.enter_context(_recorder("127.0.0.2"))
+        self.provider: Provider = self._open.enter_context(Provider())
+        self.kb: Recorder = self._open.enter_context(
+            _recorder("127.0.0.3", body=b'{"title": "Ticket 4711", "text": "It does not start."}')
+        )
+        self.attacker: Recorder = self._open.enter_context(_recorder("127.0.0.2"))
 
     def __enter__(self) -> Self:
         names = {"llm.demo.test": self.provider.host, "kb.demo.test": self.kb.host, "paste.evil.test": self.attacker.host}

@@ -9,7 +9,7 @@ import logging
 import os
 from typing import Any
 
-logger = logging.getLogger("agentguard")
+logger: logging.Logger = logging.getLogger("agentguard")
 
 _KEEP = "ANTHROPIC_OPEN_TELEMETRY"
 _DEFAULT_CONTENT = "metadata_only"

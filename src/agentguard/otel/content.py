@@ -18,7 +18,7 @@ VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 MAX_BYTES = 65_536
 """Longer content is left out as a whole: half a JSON document is none."""
 
-logger = logging.getLogger("agentguard")
+logger: logging.Logger = logging.getLogger("agentguard")
 
 
 class Capture(StrEnum):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 2.0
 """How long the end of the program waits for a collector, at most."""
 
-logger = logging.getLogger("agentguard")
+logger: logging.Logger = logging.getLogger("agentguard")
 
 
 class Telemetry:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from agentguard.events import Attempt, Event
     from agentguard.otel.content import Content
 
-logger = logging.getLogger("agentguard")
+logger: logging.Logger = logging.getLogger("agentguard")
 
 _MAX_KNOWN = 2048
 _MAX_NOTES = 4096
@@ -49,7 +49,7 @@ class Around:
     __slots__ = ("context",)
 
     def __init__(self, context: Context) -> None:
-        self.context = context
+        self.context: Context = context
 
 
 class Begun(Around):
@@ -78,10 +78,10 @@ class Opened(Begun):
     __slots__ = ("elsewhere", "span")
 
     def __init__(self, span: Span, context: Context, elsewhere: Elsewhere) -> None:
-        self.span = span
+        self.span: Span = span
         self.context = context
-        self.elsewhere = elsewhere
-        self.denied = None
+        self.elsewhere: Elsewhere = elsewhere
+        self.denied: tuple[Decision, bool] | None = None
 
 
 class _Current:
@@ -158,7 +158,7 @@ class Spans:
         self._known: dict[tuple[object, ...], Mapping[str, Any]] = {}
         self._notes: dict[str, _Notes] = {}
         self._policy = ""
-        self.failed = 0
+        self.failed: int = 0
 
     # --- on the calling thread ------------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class PolicyFile:
     """A policy file that is read again when it changes. Not thread-safe: one worker polls it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._read_at: _Stamp | None = None
         self._seen_at: _Stamp | None = None
         self._digest: bytes | None = None

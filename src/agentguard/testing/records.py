@@ -62,23 +62,25 @@ class RecordedRequest:
         body: bytes,
         time: float,
     ) -> None:
-        self.method = method
-        self.version = version
-        self.target = target
-        self.headers = headers
-        self.body = body
-        self.time = time
-        self.host = headers.get("host", "")
-        self.path, _, self.query_string = target.partition("?")
+        self.method: str = method
+        self.version: str = version
+        self.target: str = target
+        self.headers: dict[str, str] = headers
+        self.body: bytes = body
+        self.time: float = time
+        self.host: str = headers.get("host", "")
+        path, _, query_string = target.partition("?")
+        self.path: str = path
+        self.query_string: str = query_string
         if not target.startswith("/"):
             self._read_target_of_a_proxy(target)
         self.status: int | None = None
-        self.bytes_sent = 0
-        self.chunks_sent = 0
-        self.input_tokens = 0
-        self.output_tokens_sent = 0
-        self.finished = False
-        self.client_disconnected = False
+        self.bytes_sent: int = 0
+        self.chunks_sent: int = 0
+        self.input_tokens: int = 0
+        self.output_tokens_sent: int = 0
+        self.finished: bool = False
+        self.client_disconnected: bool = False
         self._json: Any = _UNREAD
 
     def _read_target_of_a_proxy(self, target: str) -> None:

@@ -257,7 +257,7 @@ class Recorder(LoopbackServer):
     ) -> None:
         self.status = status
         self.body = body
-        self.headers = dict(headers or {"content-type": "text/plain"})
+        self.headers: dict[str, str] = dict(headers or {"content-type": "text/plain"})
         self.delay = delay
         super().__init__(host, port, keep=keep)
 

@@ -70,10 +70,10 @@ class Draft:
         self.response_model: str | None = None
         self.service_tier: str | None = None
         self.system_fingerprint: str | None = None
-        self.text_bytes = 0
+        self.text_bytes: int = 0
         self.counts: dict[str, int] = {}
-        self.is_done = False
-        self.failed = False
+        self.is_done: bool = False
+        self.failed: bool = False
         self._finish_reasons: dict[object, str] = {}
         self._tool_names: dict[object, str] = {}
 

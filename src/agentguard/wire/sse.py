@@ -24,7 +24,7 @@ class Framing:
     __slots__ = ("pending",)
 
     def __init__(self) -> None:
-        self.pending = bytearray()
+        self.pending: bytearray = bytearray()
 
     def feed(self, chunk: bytes, start: int = 0) -> list[bytes]:
         """The events that end in this chunk (read from `start`), each with its empty line."""

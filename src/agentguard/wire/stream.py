@@ -58,8 +58,8 @@ class StreamScan:
         self._shape: Shape | None = None
         self._whole: Answer | None = None
         self._parsed = 0
-        self.output_bytes = 0
-        self.events = 0
+        self.output_bytes: int = 0
+        self.events: int = 0
 
     @property
     def answer(self) -> Answer:
