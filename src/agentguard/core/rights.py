@@ -52,6 +52,7 @@ class Rights:
         self._hosts = [(agent, HostRules(agent.external_calls, provider_hosts(agent))) for agent in agents]
         self._unnamed_session = unnamed_session
         self._accounts: dict[tuple[object, ...], Account] = {}
+        self._allowed_models: set[str] = set()
         self._counted = {limit.per for limit in self._limits()}
         self._subjects: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self.call_limits: tuple[Limit, ...] = tuple(limit for limit in self._limits() if limit.per is Per.CALL)
@@ -160,7 +161,7 @@ class Rights:
             allowed = agent.tools.allowed
             if allowed is not None and not any(fnmatchcase(call.tool, pattern) for pattern in allowed):
                 rule = Rule("tools.allowed", *_place(agent.tools.rule))
-                sentence = f"{who(caller)} may not use tool {call.tool!r}: not in {rule}."
+                sentence = f"{who(caller)} may not use tool {call.tool!r}: not in {_named(rule, agent, caller)}."
                 return deny(Reason.TOOL, rule, sentence, f"Add {call.tool!r} to tools.allowed.")
         for resource in self.policy.resources:
             if call.tool in resource.tools and (
@@ -183,18 +184,22 @@ class Rights:
         return None
 
     def _refuses_model(self, call: LLMCall, caller: Caller) -> Decision | None:
+        if call.model in self._allowed_models:
+            return None
         for agent in self.agents:
             if agent.llm is None or agent.llm.models is None:
                 continue
             if not any(fnmatchcase(call.model, pattern) for pattern in agent.llm.models):
                 rule = Rule("llm.models", *_place(agent.llm.rule))
-                sentence = f"{who(caller)} may not use model {call.model!r}: not in {rule}."
+                sentence = f"{who(caller)} may not use model {call.model!r}: not in {_named(rule, agent, caller)}."
                 return deny(
                     Reason.MODEL,
                     rule,
                     sentence,
                     f"Add {call.model!r}, or a pattern such as {_pattern(call.model)!r}, to llm.models.",
                 )
+        if len(self._allowed_models) < _MAX_CACHED_ACCOUNTS:
+            self._allowed_models.add(call.model)
         return None
 
 
@@ -241,9 +246,18 @@ def opens(resource: Resource, target: Target) -> bool:
     )
 
 
+def _named(rule: Rule, agent: AgentPolicy, caller: Caller) -> str:
+    return f"{rule.name}{_of(agent, caller)} ({rule.place})" if rule.place else f"{rule.name}{_of(agent, caller)}"
+
+
+def _of(agent: AgentPolicy, caller: Caller) -> str:
+    """Whose list it is, when that is not plain from who asks: an agent around the caller's, or one of several."""
+    return "" if agent.name == caller.agent else f" of {agent.name!r}"
+
+
 def _deny_host(agent: AgentPolicy, caller: Caller, target: Target, why: str, rule: Rule, *, is_llm: bool) -> Decision:
     place = f" ({rule.place})" if rule.place else ""
-    sentence = f"{who(caller)} may not reach {target.host!r}: {why}{place}."
+    sentence = f"{who(caller)} may not reach {target.host!r}: {why}{_of(agent, caller)}{place}."
     explain = f"run `agentguard policy explain {target.scheme}://{target.host}{target.path} --agent {agent.name}`"
     if is_llm:
         return deny(

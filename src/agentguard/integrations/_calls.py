@@ -151,7 +151,9 @@ def judge(admitted: Admission, target: Target, *others: Target) -> None:
     Raises:
         Denied: One of them is refused. Nothing was sent.
     """
-    for one in (target, *others):
+    # The first attempt usually goes where the admission has just judged.
+    is_judged = not admitted.attempts and target == admitted.call.target if not isinstance(admitted.call, ToolCall) else False
+    for one in others if is_judged else (target, *others):
         if decision := admitted.judge_hop(one):
             now = admitted.guard.clock.time()
             admitted.attempts.append(Attempt("", one, now, now, None, "EgressDenied", was_sent=False))

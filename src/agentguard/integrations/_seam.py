@@ -17,7 +17,7 @@ import wrapt
 from agentguard.errors import SeamError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import ModuleType
 
     from agentguard.guard import Guard
@@ -93,6 +93,7 @@ class InstalledSeam:
         self._is_active = True
         self._owner: Any = None
         self._name = ""
+        self._namespace: Mapping[str, Any] = {}
         self._handle: Any = None
         self._lock = threading.Lock()
 
@@ -125,6 +126,7 @@ class InstalledSeam:
             return self._resolve() if self._is_active else None
 
         self._owner, self._name, _ = wrapt.resolve_path(module, seam.path)
+        self._namespace = vars(self._owner)
         self._handle = wrapt.wrap_function_wrapper(module, seam.path, wrap(resolve))
 
     @property
@@ -132,7 +134,7 @@ class InstalledSeam:
         """Whether calls still pass here. Cheap when we are outermost, which we nearly always are."""
         if self._handle is None:
             return False
-        current = vars(self._owner).get(self._name)
+        current = self._namespace.get(self._name)
         return current is self._handle or wrapt.is_wrapped_by(current, self._handle)
 
     def repair(self) -> None:
@@ -210,8 +212,8 @@ class Seams:
                 missing.append(error)
         if missing and not self._forgives():
             raise missing[0]
-        for error in missing:
-            logger.error("agentguard: a library is not observed: %s", error)
+        for fault in missing:
+            logger.error("agentguard: a library is not observed: %s", fault)
 
     def verify(self, module: str) -> None:
         """See that the seams of a module are on the call path, and put back what was taken away.
