@@ -98,14 +98,10 @@ def _inside(fn: Callable[P, R], start: Callable[..., _Run], astart: Callable[...
 
     @functools.wraps(fn)
     def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        return _stepped(start(args, kwargs), cast("Any", fn)(*args, **kwargs))
-
-    @functools.wraps(fn)
-    def agenerate(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        return _astepped(astart, fn, args, kwargs)
+        return (yield from _stepped(start(args, kwargs), cast("Any", fn)(*args, **kwargs)))
 
     if inspect.isasyncgenfunction(fn):
-        return cast("Callable[P, R]", agenerate)
+        return cast("Callable[P, R]", _agenerating(fn, astart))
     if inspect.isgeneratorfunction(fn):
         return cast("Callable[P, R]", generate)
     return cast("Callable[P, R]", acall if inspect.iscoroutinefunction(fn) else call)
@@ -137,32 +133,36 @@ def _stepped(run: _Run, inner: Generator[Any, Any, Any]) -> Generator[Any, Any, 
         raise
 
 
-async def _astepped(astart: Callable[..., Any], fn: Callable[..., Any], args: Any, kwargs: Any) -> AsyncGenerator[Any, Any]:
-    run = await astart(args, kwargs)
-    inner = fn(*args, **kwargs)
-    sent, thrown = None, None
-    try:
-        while True:
-            try:
-                with run:
-                    item = await (inner.asend(sent) if thrown is None else inner.athrow(thrown))
-            except StopAsyncIteration:
-                run.end()
-                return
-            try:
-                sent, thrown = (yield item), None
-            except GeneratorExit:
-                with run:
-                    await inner.aclose()
-                run.end()
-                raise
-            except BaseException as error:  # noqa: BLE001 - handed on to the generator inside
-                sent, thrown = None, error
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        run.end(error)
-        raise
+def _agenerating(fn: Callable[..., Any], astart: Callable[..., Any]) -> Callable[..., AsyncGenerator[Any, Any]]:
+    @functools.wraps(fn)
+    async def agenerate(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        run = await astart(args, kwargs)
+        inner = fn(*args, **kwargs)
+        sent, thrown = None, None
+        try:
+            while True:
+                try:
+                    with run:
+                        item = await (inner.asend(sent) if thrown is None else inner.athrow(thrown))
+                except StopAsyncIteration:
+                    run.end()
+                    return
+                try:
+                    sent, thrown = (yield item), None
+                except GeneratorExit:
+                    with run:
+                        await inner.aclose()
+                    run.end()
+                    raise
+                except BaseException as error:  # noqa: BLE001 - handed on to the generator inside
+                    sent, thrown = None, error
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            run.end(error)
+            raise
+
+    return agenerate
 
 
 class agent:  # noqa: N801 - used as a word: `with agent("researcher"):` and `@agent("researcher")`
