@@ -78,7 +78,7 @@ def _inside(fn: Callable[P, R], start: Callable[..., _Run], astart: Callable[...
         try:
             with run:
                 result = fn(*args, **kwargs)
-        except BaseException as error:
+        except BaseException as error:  # noted, and raised on
             run.end(error)
             raise
         run.end()
@@ -90,7 +90,7 @@ def _inside(fn: Callable[P, R], start: Callable[..., _Run], astart: Callable[...
         try:
             with run:
                 result = await cast("Any", fn)(*args, **kwargs)
-        except BaseException as error:
+        except BaseException as error:  # noted, and raised on
             run.end(error)
             raise
         run.end()
@@ -128,7 +128,7 @@ def _stepped(run: _Run, inner: Generator[Any, Any, Any]) -> Generator[Any, Any, 
                 sent, thrown = None, error
     except GeneratorExit:
         raise
-    except BaseException as error:
+    except BaseException as error:  # noted, and raised on
         run.end(error)
         raise
 
@@ -158,7 +158,7 @@ def _agenerating(fn: Callable[..., Any], astart: Callable[..., Any]) -> Callable
                     sent, thrown = None, error
         except GeneratorExit:
             raise
-        except BaseException as error:
+        except BaseException as error:  # noted, and raised on
             run.end(error)
             raise
 

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
 from agentguard.admission import Admission, Ending, InProgress, Owner
+from agentguard.asking import Asking
 from agentguard.context import CALLER
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.caller import NOBODY
@@ -24,7 +25,6 @@ from agentguard.core.estimate import Estimator
 from agentguard.core.explain import explain
 from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused
 from agentguard.core.pricing import bound_nanos
-from agentguard.core.rights import Rights
 from agentguard.errors import (
     AgentIsolated,
     BudgetExceeded,
@@ -48,6 +48,7 @@ from agentguard.events import (
     SubjectIsolated,
     ToolProposed,
 )
+from agentguard.in_force import InForce
 from agentguard.policy.model import Mode, OnStoreDown, Unit
 from agentguard.stores.base import Granted, Reserve
 from agentguard.waiting import Changes
@@ -55,17 +56,17 @@ from agentguard.worker import Worker, after_fork
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from agentguard.core.call import Call, Target
     from agentguard.core.caller import Caller
-    from agentguard.core.engine import Ask, Outcome, Reply
+    from agentguard.core.engine import Reply
     from agentguard.core.explain import RuleTrace
     from agentguard.core.limits import LimitRow
     from agentguard.core.pricing import PriceSource
+    from agentguard.core.rights import Rights
     from agentguard.events import Event, Observer, SpanObserver
-    from agentguard.policy.model import AgentPolicy, Policy
+    from agentguard.policy.model import Policy
     from agentguard.stores.base import Balance, Isolation, Store
 
 
@@ -96,12 +97,9 @@ _DENIALS: dict[Reason, type[Denied]] = {
     Reason.STORE: BudgetExceeded,
 }
 
-_WAIT_SLICE_SECONDS = 0.05
 _SWEEP_SECONDS = 1.0
 _RENEW_SECONDS = 60.0
 _COLLECT_SECONDS = 1.0
-_CLOSING_ROUNDS = 32
-_MAX_ROW_SETS = 8192
 
 
 def scoped_guard() -> Guard | None:
@@ -184,7 +182,7 @@ class Guard:
                 policy.path or "policy",
                 [Problem(policy.path or "policy", 0, 0, "agents", f"agent {self._agent!r} is not among {named}")],
             )
-        self._in_force = _InForce(policy, self._agent, self._unnamed_session)
+        self._in_force = InForce(policy, self._agent, self._unnamed_session)
         self.tell(PolicyLoaded(self.clock.time(), policy.path, digest, policy.mode, tuple(agent.name for agent in policy.agents)))
 
     @property
@@ -276,7 +274,7 @@ class Guard:
 
     def begin(self, call: Call) -> Admission:
         """Admit a call whose end the caller will tell: `Admission.settle`. Raises as `admit` does."""
-        asking = _Asking(self, call, Owner(threading.get_ident(), None))
+        asking = Asking(self, call, Owner(threading.get_ident(), None))
         try:
             while True:
                 ask = asking.next()
@@ -297,7 +295,7 @@ class Guard:
         import asyncio
 
         task = asyncio.current_task()
-        asking = _Asking(self, call, Owner(threading.get_ident(), None if task is None else weakref.ref(task)))
+        asking = Asking(self, call, Owner(threading.get_ident(), None if task is None else weakref.ref(task)))
         try:
             while True:
                 ask = asking.next()
@@ -313,7 +311,7 @@ class Guard:
         finally:
             asking.close()
 
-    def _admitted(self, asked: _Asking) -> Admission:
+    def _admitted(self, asked: Asking) -> Admission:
         call, caller, outcome = asked.call, asked.caller, asked.outcome
         if not outcome.decision.allowed:
             self._refuse(asked.id, call, caller, outcome.decision)
@@ -662,145 +660,6 @@ class Guard:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         _SCOPED.set(_SCOPED.get()[:-1])
-
-
-class _Asking:
-    """One call on its way through admission: the engine's generator, what it is answered, and how long it may wait."""
-
-    __slots__ = ("_deadline", "_flow", "_guard", "_seen", "_watch", "call", "caller", "id", "outcome", "owner", "reply", "rights")
-
-    def __init__(self, guard: Guard, call: Call, owner: Owner) -> None:
-        self.call = call
-        self.owner = owner
-        self.caller = guard.identified(CALLER.get())
-        self.rights = guard.rights(self.caller)
-        self.id = next(guard.ids)
-        self.reply: Reply = None
-        self.outcome: Outcome
-        self._guard = guard
-        self._flow = admission(
-            call,
-            self.caller,
-            self.rights,
-            guard.estimator,
-            guard.prices,
-            guard.isolated,
-            reports=guard.policy.mode is Mode.REPORT,
-        )
-        self._watch: AbstractContextManager[None] | None = None
-        self._deadline = 0.0
-        self._seen = 0
-
-    def next(self) -> Ask | None:
-        """What the engine asks next; None when it has decided, and `outcome` stands."""
-        try:
-            return self._flow.send(self.reply)
-        except StopIteration as end:
-            self.outcome = end.value
-            return None
-
-    def request(self, ask: ReserveRows) -> Reserve:
-        """The engine's question, as the store takes it."""
-        return Reserve(self.id, ask.charges, ask.subjects, self._guard.policy.mode is Mode.REPORT)
-
-    def wait(self, refused: Refused) -> bool:
-        """Block until the store has changed. False when that is of no use, or has taken too long."""
-        if self._is_ours(refused):
-            self._guard.collect_garbage(self.owner)
-        seconds = self._patience(refused)
-        if seconds > 0:
-            self._guard.changes.wait(self._seen, min(seconds, _WAIT_SLICE_SECONDS))
-        return self._try_again(seconds)
-
-    async def await_change(self, refused: Refused) -> bool:
-        """Like `wait`, without blocking the event loop."""
-        if self._is_ours(refused) and self._guard.collect_garbage(self.owner):
-            await self._let_generators_end(refused)
-        seconds = self._patience(refused)
-        if seconds > 0:
-            await self._guard.changes.await_change(self._seen, min(seconds, _WAIT_SLICE_SECONDS))
-        return self._try_again(seconds)
-
-    def _patience(self, refused: Refused) -> float:
-        """Seconds that are left to wait; 0 to try again at once, since only now the store is watched; negative to give up."""
-        guard = self._guard
-        if guard.policy.mode is Mode.REPORT:
-            return -1.0
-        if self._is_ours(refused):
-            return -1.0  # what this very thread or task holds cannot be given back while it waits
-        guard.collect_garbage()
-        if self._watch is not None:
-            return (self._deadline - guard.clock.monotonic()) or -1.0
-        self._deadline = guard.clock.monotonic() + guard.policy.limits.contention_wait_seconds
-        guard.store.sweep()  # what dead processes hold is charged now, not waited for
-        self._watch = guard.changes.watched()
-        self._watch.__enter__()
-        return 0.0
-
-    async def _let_generators_end(self, refused: Refused) -> None:
-        """The collector only hands async generators to the loop, which closes them in its next rounds."""
-        import asyncio
-
-        for _ in range(_CLOSING_ROUNDS):
-            if not self._is_ours(refused):
-                return
-            await asyncio.sleep(0)
-
-    def _is_ours(self, refused: Refused) -> bool:
-        """Whether the call would not fit even if everybody else gave back what they hold."""
-        return refused.spent + self._guard.held_by(self.owner, refused.row) + refused.requested > refused.amount
-
-    def _try_again(self, seconds: float) -> bool:
-        self._seen = self._guard.changes.version
-        return seconds >= 0
-
-    def close(self) -> None:
-        """Stop watching the store, and the engine."""
-        self._flow.close()
-        if self._watch is not None:
-            self._watch.__exit__(None, None, None)
-
-
-class _InForce:
-    """A policy with everything compiled from it. Replaced as a whole, so that no call sees half of two policies."""
-
-    def __init__(self, policy: Policy, agent: str | None, unnamed_session: str) -> None:
-        self.policy = policy
-        only = policy.agents[0].name if len(policy.agents) == 1 else None
-        self.home = (agent,) if agent else (only,) if only else ()
-        self.nobody = NOBODY._replace(agents=self.home)
-        self._registered: set[str] = set()
-        self._row_sets: dict[int, tuple[LimitRow, ...]] = {}
-        self._unnamed_session = unnamed_session
-        self._rights: dict[tuple[str, ...], Rights] = {}
-
-    def rights(self, names: tuple[str, ...]) -> Rights:
-        rights = self._rights.get(names)
-        if rights is None:
-            agents = self._named(names) or self._named(self.home) or self.policy.agents
-            rights = self._rights[names] = Rights(self.policy, agents, self._unnamed_session)
-        return rights
-
-    def register(self, rows: Sequence[LimitRow], store: Store) -> None:
-        """Make rows known to the store, each once. A budget block registers its own, and none after it has ended."""
-        if id(rows) in self._row_sets:
-            return
-        unknown = [row for row in rows if row.key not in self._registered and not row.subject.startswith("budget:")]
-        if unknown:
-            store.register(unknown)
-            self._registered.update(row.key for row in unknown)
-        if isinstance(rows, tuple):
-            if len(self._row_sets) >= _MAX_ROW_SETS:
-                self._row_sets.clear()
-            self._row_sets[id(rows)] = rows  # held on to, so that the id stays its own
-
-    def forget_registrations(self) -> None:
-        """Register everything anew when it is next asked for."""
-        self._registered.clear()
-        self._row_sets.clear()
-
-    def _named(self, names: tuple[str, ...]) -> list[AgentPolicy]:
-        return [agent for name in dict.fromkeys(names) if (agent := self.policy.agent(name))]
 
 
 def denial(decision: Decision, call: Call | None, bases: tuple[type, ...] = ()) -> Denied:

@@ -76,7 +76,7 @@ class MeteredBody(io.RawIOBase):
             self._ended = True
             self._meter.fail(error)
             return b""
-        except Exception as error:
+        except Exception as error:  # noted, and raised on
             self._meter.fail(error)
             raise
         try:
@@ -84,7 +84,7 @@ class MeteredBody(io.RawIOBase):
             handed_on = self._meter.feed(piece) if piece else b""
             if self._ended:
                 handed_on += self._meter.end()
-        except BaseException:
+        except BaseException:  # noted, and raised on
             self._ended = True
             self._hang_up()
             self._close()

@@ -122,7 +122,7 @@ def _request(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Resol
                 with InProgress(admitted):
                     args, kwargs = _with_options(_begun(admitted, reading, options), args, kwargs)
                     response = wrapped(*args, **kwargs)
-            except Exception as error:
+            except Exception as error:  # noted, and raised on
                 _reraise(error)
                 raise
             if not admitted.is_streaming:
@@ -151,7 +151,7 @@ def _arequest(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Reso
                 with InProgress(admitted):
                     args, kwargs = _with_options(_begun(admitted, reading, options), args, kwargs)
                     response = await wrapped(*args, **kwargs)
-            except Exception as error:
+            except Exception as error:  # noted, and raised on
                 _reraise(error)
                 raise
             if not admitted.is_streaming:

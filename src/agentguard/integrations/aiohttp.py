@@ -254,7 +254,7 @@ def _reader_class(library: ModuleType) -> type:  # noqa: C901 - a class of many 
             """Called where there is nothing to read: get the next piece."""
             try:
                 piece, ends_chunk = await self._inner.readchunk()
-            except Exception as error:
+            except Exception as error:  # noted, and raised on
                 if self._inner.exception() is not None:
                     self._meter.fail(error)
                 raise
@@ -267,7 +267,7 @@ def _reader_class(library: ModuleType) -> type:  # noqa: C901 - a class of many 
             try:
                 handed_on = self._meter.feed(piece) if piece else b""
                 handed_on += self._meter.end() if is_end else b""
-            except BaseException as error:
+            except BaseException as error:  # noted, and raised on
                 super().set_exception(error)
                 self._hang_up()
                 raise

@@ -155,7 +155,7 @@ def _endheaders(resolve: Resolve) -> Wrapper:
             return wrapped(*args, **kwargs)
         try:
             exchange = _begun(guard, conn)
-        except Exception:
+        except Exception:  # noted, and raised on
             _forget(conn)
             raise
         if exchange is None:
@@ -208,7 +208,7 @@ def _release(conn: Any, exchange: _Exchange) -> None:
     try:
         part = part_of(exchange.guard, exchange.head.method, exchange.targets[0], whole.read)
         _admit(exchange, part)
-    except Exception:
+    except Exception:  # noted, and raised on
         _forget(conn)
         raise
     changed = None if isinstance(part, Admission) or exchange.admitted is None else rewritten(exchange.admitted, part)
@@ -303,7 +303,7 @@ def _getresponse(_resolve: Resolve) -> Wrapper:
         conn.__dict__.pop(_EXCHANGE, None)
         try:
             response = wrapped(*args, **kwargs)
-        except BaseException as error:
+        except BaseException as error:  # noted, and raised on
             exchange.end(error=error)
             raise
         exchange.end(response.status)

@@ -273,7 +273,7 @@ def _sync_class(module: ModuleType) -> type:
             except GeneratorExit:
                 meter.abandon()  # no library reads a stream on after this, and who holds the frame may hold it for long
                 raise
-            except BaseException as error:
+            except BaseException as error:  # noted, and raised on
                 meter.fail(error)
                 self._stream.close()
                 raise
@@ -299,7 +299,7 @@ def _async_class(module: ModuleType) -> type:
             except GeneratorExit:
                 meter.abandon()  # no library reads a stream on after this, and who holds the frame may hold it for long
                 raise
-            except BaseException as error:
+            except BaseException as error:  # noted, and raised on
                 meter.fail(error)
                 await self._stream.aclose()
                 raise

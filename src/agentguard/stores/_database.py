@@ -231,7 +231,7 @@ class Database:
         db = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             self._prepare(db)
-        except BaseException:
+        except BaseException:  # noted, and raised on
             db.close()
             raise
         self._db, self._inode = db, _inode(self.path)

@@ -1,0 +1,60 @@
+"""A policy with everything compiled from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agentguard.core.caller import NOBODY
+from agentguard.core.rights import Rights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agentguard.core.limits import LimitRow
+    from agentguard.policy.model import AgentPolicy, Policy
+    from agentguard.stores.base import Store
+
+_MAX_ROW_SETS = 8192
+
+
+class InForce:
+    """A policy with everything compiled from it. Replaced as a whole, so that no call sees half of two policies."""
+
+    def __init__(self, policy: Policy, agent: str | None, unnamed_session: str) -> None:
+        self.policy = policy
+        only = policy.agents[0].name if len(policy.agents) == 1 else None
+        self.home = (agent,) if agent else (only,) if only else ()
+        self.nobody = NOBODY._replace(agents=self.home)
+        self._registered: set[str] = set()
+        self._row_sets: dict[int, tuple[LimitRow, ...]] = {}
+        self._unnamed_session = unnamed_session
+        self._rights: dict[tuple[str, ...], Rights] = {}
+
+    def rights(self, names: tuple[str, ...]) -> Rights:
+        """The rights of a chain of agents: of those that the policy names, else of the process's own, else of all together."""
+        rights = self._rights.get(names)
+        if rights is None:
+            agents = self._named(names) or self._named(self.home) or self.policy.agents
+            rights = self._rights[names] = Rights(self.policy, agents, self._unnamed_session)
+        return rights
+
+    def register(self, rows: Sequence[LimitRow], store: Store) -> None:
+        """Make rows known to the store, each once. A budget block registers its own, and none after it has ended."""
+        if id(rows) in self._row_sets:
+            return
+        unknown = [row for row in rows if row.key not in self._registered and not row.subject.startswith("budget:")]
+        if unknown:
+            store.register(unknown)
+            self._registered.update(row.key for row in unknown)
+        if isinstance(rows, tuple):
+            if len(self._row_sets) >= _MAX_ROW_SETS:
+                self._row_sets.clear()
+            self._row_sets[id(rows)] = rows  # held on to, so that the id stays its own
+
+    def forget_registrations(self) -> None:
+        """Register everything anew when it is next asked for."""
+        self._registered.clear()
+        self._row_sets.clear()
+
+    def _named(self, names: tuple[str, ...]) -> list[AgentPolicy]:
+        return [agent for name in dict.fromkeys(names) if (agent := self.policy.agent(name))]
