@@ -1,0 +1,160 @@
+"""openai: what the provider gets, what the caller gets, and what a client keeps of us."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+
+import httpx2
+import openai
+import pytest
+
+from agentguard import BudgetExceeded
+from agentguard.core.call import HTTPCall
+from agentguard.testing import Reply, text_of
+
+CHAT = {"model": "gpt-4.1", "messages": [{"role": "user", "content": text_of(50)}]}
+
+
+@pytest.fixture
+def client(provider):
+    with openai.OpenAI(base_url=provider.url("/v1"), api_key="sk-test") as client:
+        yield client
+
+
+def test_the_model_decides_how_the_bound_is_spelled(provider, client, guard_with):
+    guard_with(tokens=10_000)
+
+    client.chat.completions.create(**CHAT)
+    client.chat.completions.create(**CHAT | {"model": "gpt-5"})
+    client.responses.create(model="gpt-5", input="hello")
+
+    bodies = [request.json for request in provider.requests]
+    assert [set(body) - {"model", "messages", "input"} for body in bodies] == [
+        {"max_tokens"},
+        {"max_completion_tokens"},
+        {"max_output_tokens"},
+    ]
+
+
+def test_a_bound_of_ones_own_is_left_alone(provider, client, guarded):
+    client.chat.completions.create(**CHAT, max_tokens=7)
+
+    assert provider.requests[0].json["max_tokens"] == 7
+    assert guarded.spent == provider.tokens
+
+
+def test_options_of_the_call_are_kept(provider, client, guarded):
+    client.chat.completions.create(
+        **CHAT, extra_headers={"x-own": "1"}, extra_query={"q": "2"}, extra_body={"own": {"deep": [1]}}, timeout=5
+    )
+
+    [request] = provider.requests
+    assert (request.headers["x-own"], request.query, request.json["own"]) == ("1", {"q": ["2"]}, {"deep": [1]})
+    assert guarded.spent == provider.tokens
+
+
+def test_a_bound_in_extra_body_is_the_bound(provider, client, guard_with):
+    one = guard_with(tokens=1000)
+
+    client.chat.completions.create(**CHAT, extra_body={"max_tokens": 30})
+    with pytest.raises(BudgetExceeded):
+        client.chat.completions.create(**CHAT, max_tokens=10, extra_body={"max_tokens": 5000})
+
+    assert provider.requests[0].json["max_tokens"] == 30
+    assert one.spent == provider.tokens
+
+
+def test_what_the_caller_passed_is_not_changed(provider, client, guarded):
+    messages = [{"role": "user", "content": "hello"}]
+    body = {"model": "gpt-4.1", "messages": messages, "stream": True}
+    options = {"include_usage": False}
+
+    list(client.chat.completions.create(model="gpt-4.1", messages=messages, stream=True, stream_options=options))
+    client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+
+    assert messages == [{"role": "user", "content": "hello"}]
+    assert body == {"model": "gpt-4.1", "messages": messages, "stream": True}
+    assert options == {"include_usage": False}
+
+
+def test_calls_that_are_no_llm_calls_are_counted_as_others(provider, client, guarded):
+    client.models.list()
+
+    assert [type(settled.call) for settled in guarded.settled] == [HTTPCall]
+    assert (guarded.spent, guarded.balance("calls")) == (0, (1, 0))
+
+
+def test_each_choice_is_reserved(provider, client, guard_with):
+    guard_with(tokens=1000)
+
+    client.chat.completions.create(**CHAT, n=3, max_tokens=200)
+    with pytest.raises(BudgetExceeded) as refused:
+        client.chat.completions.create(**CHAT, n=5, max_tokens=200)
+
+    assert refused.value.requested > 1000
+
+
+def test_cached_and_reasoning_tokens_are_counted_once(provider, client, guarded):
+    provider.reply(Reply(output_tokens=100, reasoning_tokens=60, input_tokens=500, cached_tokens=400))
+
+    client.chat.completions.create(**CHAT)
+
+    [settled] = guarded.llm_calls
+    assert (settled.usage.total_tokens, settled.usage.reasoning_tokens, settled.usage.cache_read_tokens) == (600, 60, 400)
+    assert guarded.spent == provider.tokens == 600
+
+
+def test_an_answer_without_usage_is_charged_an_estimate(provider, client, guarded):
+    provider.reply(Reply(output_tokens=100, usage=False))
+
+    client.chat.completions.create(**CHAT, max_tokens=200)
+
+    [settled] = guarded.llm_calls
+    assert settled.usage.estimated
+    assert guarded.spent == pytest.approx(provider.tokens, rel=0.3)
+
+
+def test_a_client_is_free_to_go(provider, guarded):
+    http = httpx2.Client()
+    client = openai.OpenAI(base_url=provider.url("/v1"), api_key="sk-test", http_client=http)
+    client.chat.completions.create(**CHAT)
+    http.close()
+    gone = weakref.ref(client)
+
+    del client
+    gc.collect()
+
+    assert gone() is None
+
+
+def test_a_client_may_change_its_base_url(provider, recorder, client, guarded):
+    from agentguard import EgressDenied
+
+    client.chat.completions.create(**CHAT)
+    client.base_url = f"{recorder.base_url}/v1/"
+    with pytest.raises(EgressDenied):
+        client.chat.completions.create(**CHAT)
+
+    assert recorder.calls == 0
+
+
+def test_an_absolute_url_is_judged_as_it_is(recorder, client, guarded):
+    from agentguard import EgressDenied
+
+    with pytest.raises(EgressDenied):
+        client.post(recorder.url("/v1/chat/completions"), cast_to=object, body=CHAT)
+
+    assert recorder.calls == 0
+
+
+def test_many_calls_on_one_async_client_do_not_mix(provider, guarded):
+    async def main():
+        async with openai.AsyncOpenAI(base_url=provider.url("/v1"), api_key="sk-test") as client:
+            await asyncio.gather(*(client.chat.completions.create(**CHAT, max_tokens=tokens) for tokens in range(1, 21)))
+
+    asyncio.run(main())
+
+    assert sorted(settled.usage.output_tokens for settled in guarded.llm_calls) == sorted(min(n, 16) for n in range(1, 21))
+    assert guarded.spent == provider.tokens
