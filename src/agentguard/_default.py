@@ -158,7 +158,7 @@ def budget(
         NotInstrumented: No guard is in scope, so that nothing would hold the budget.
     """
     guard = current_guard()
-    with BudgetBlock(guard.store, usd, tokens, calls).entered() as block:
+    with BudgetBlock(guard.ledger, usd, tokens, calls).entered() as block:
         yield block
 
 

@@ -9,6 +9,7 @@ from agentguard.core.call import NO_USAGE, LLMCall, Usage
 from agentguard.core.pricing import cost_nanos
 from agentguard.errors import Denied
 from agentguard.policy.model import Ambiguous
+from agentguard.wire.glance import most_tokens
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -52,6 +53,7 @@ class Ending(NamedTuple):
     outcome: str
     error: str = ""
     decision: Decision | None = None
+    at: float = 0.0
 
 
 class Admission:
@@ -64,6 +66,7 @@ class Admission:
         family: The wire format of an LLM call.
         hides_usage: Whether the usage event was asked for by us, and is withheld from the caller.
         answer, output_bytes, first_chunk_at: What was seen of the response.
+        unread: A whole response that is known to make room only, and is read when the call is settled.
         reserved_output: Output tokens held, with what was added to a stream on its way.
         extended: What was added to the charges, by whatever limit.
         unanswered: Attempts that may have been billed without an answer.
@@ -103,6 +106,7 @@ class Admission:
         "span",
         "started",
         "unanswered",
+        "unread",
     )
 
     def __init__(self, guard: Guard, id: str, call: Call, caller: Caller, rights: Rights, outcome: Outcome, owner: Owner) -> None:
@@ -121,6 +125,7 @@ class Admission:
         self.unanswered: int = 0
         self.answer: Answer | None = None
         self.family: Family | None = None
+        self.unread: bytes | None = None
         self.output_bytes: int = 0
         self.first_chunk_at: float | None = None
         self.is_streaming: bool = False
@@ -169,11 +174,20 @@ class Admission:
     ) -> None:
         """Charge the call now. Only where no collector or signal handler can be running."""
         if self._end():
-            self.guard.settle(self, Ending(usage, outcome, error, decision))
+            self.guard.settle(self, Ending(usage, outcome, error, decision, self.guard.clock.time()))
+
+    def may_be_read_later(self, body: bytes) -> bool:
+        """Whether a whole response can wait for the worker: it used no more than is held, and no rule asks what it proposes."""
+        if self.rights.judges_tools or self.unanswered:
+            return False
+        most = most_tokens(body)
+        return most is not None and most <= self.estimate.input_tokens + self.reserved_output
 
     def finish(self, outcome: str = "complete") -> None:
-        """Charge the call now; from an event loop soon, when the store may wait for another process."""
-        if self.owner.task is not None and self.guard.store.may_block:
+        """Charge the call: soon when it only makes room and nobody waits for that, or an event loop would wait; otherwise now."""
+        if (self.unread is not None and not self.guard.changes.is_watched) or (
+            self.owner.task is not None and self.guard.store.may_block
+        ):
             self.settle_later(outcome=outcome)
         else:
             self.settle(outcome=outcome)
@@ -183,7 +197,7 @@ class Admission:
     ) -> None:
         """Charge the call soon, from the worker or before the next reservation. Takes no lock, so a finalizer may call it."""
         if self._end():
-            self.guard.settle_later(self, Ending(usage, outcome, error, decision))
+            self.guard.settle_later(self, Ending(usage, outcome, error, decision, self.guard.clock.time()))
 
     def _end(self) -> bool:
         try:
@@ -191,6 +205,13 @@ class Admission:
         except IndexError:
             return False
         return True
+
+    def read(self) -> None:
+        """Read the response that was left unread."""
+        body, self.unread = self.unread, None
+        if body is not None and self.family is not None:
+            self.answer = self.family.read_response(body)
+            self.output_bytes = self.answer.text_bytes
 
     def used(self, ending: Ending) -> Usage:
         """What to charge: what the provider reported, else what was seen, else what the policy says of unanswered calls."""

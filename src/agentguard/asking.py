@@ -65,6 +65,8 @@ class Asking:
 
     def wait(self, refused: Refused) -> bool:
         """Block until the store has changed. False when that is of no use, or has taken too long."""
+        if self._guard.settle_roomy():
+            return self._try_again(0.0)
         if self._is_ours(refused):
             self._guard.collect_garbage(self.owner)
         seconds = self._patience(refused)
@@ -74,6 +76,8 @@ class Asking:
 
     async def await_change(self, refused: Refused) -> bool:
         """Like `wait`, without blocking the event loop."""
+        if self._guard.settle_roomy():
+            return self._try_again(0.0)
         if self._is_ours(refused) and self._guard.collect_garbage(self.owner):
             await self._let_generators_end(refused)
         seconds = self._patience(refused)

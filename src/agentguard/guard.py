@@ -151,6 +151,7 @@ class Guard:
         self.changes: Changes = Changes(store)
         self._open: dict[str, Admission] = {}
         self._ended: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
+        self._roomy: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
         self._unsettled: list[tuple[Admission, Ending]] = []
         self._collected = self._swept = self._renewed = -float("inf")
         self._survivors: frozenset[str] = frozenset()
@@ -360,7 +361,7 @@ class Guard:
     # --- the store --------------------------------------------------------------------------------------------------
 
     def _reserve(self, request: Reserve, ask: ReserveRows) -> Refused | None:
-        self.settle_ended()
+        self._settle_due()
         try:
             self._in_force.register(ask.rows, self.store)
             answer = self.store.reserve(request)
@@ -377,7 +378,7 @@ class Guard:
         """Decide inline while the store is free; wait for another process in a thread."""
         if not self.store.may_block:
             return self._reserve(request, ask)
-        self.settle_ended()
+        self._settle_due()
         try:
             self._in_force.register(ask.rows, self.store)
             answer = self.store.try_reserve(request)
@@ -399,6 +400,8 @@ class Guard:
 
     def _granted(self, answer: Granted | Refused) -> Refused | None:
         if isinstance(answer, Refused):
+            if answer.kind is RefusalKind.EXHAUSTED and not self._roomy.empty():
+                return answer._replace(kind=RefusalKind.CONTENDED)  # calls that have ended are yet to make room, and to teach
             return answer
         for crossed in answer.crossed:
             self.tell(BudgetThresholdCrossed(self.clock.time(), crossed))
@@ -441,6 +444,7 @@ class Guard:
 
     def settle(self, admitted: Admission, ending: Ending) -> None:
         """Charge a call that has ended, tell observers, and learn from what the provider reported."""
+        admitted.read()
         usage = admitted.used(ending)
         nanos = admitted.cost(usage)
         try:
@@ -452,7 +456,7 @@ class Guard:
             return
         finally:
             self._open.pop(admitted.id, None)
-        now = self.clock.time()
+        now = ending.at
         for crossed in settled.crossed:
             self.tell(BudgetThresholdCrossed(now, crossed))
         call, estimate = admitted.call, admitted.estimate
@@ -485,18 +489,38 @@ class Guard:
         )
 
     def settle_later(self, admitted: Admission, ending: Ending) -> None:
-        """Queue an ending. Safe in a finalizer: `SimpleQueue.put` is reentrant, and nothing here takes a lock."""
-        self._ended.put((admitted, ending))
+        """Queue an ending. Safe in a finalizer: `SimpleQueue.put` is reentrant, and nothing here takes a lock.
+
+        An ending that is known to make room only is not needed before a decision, unless that would be a refusal.
+        """
+        (self._ended if admitted.unread is None else self._roomy).put((admitted, ending))
         self._worker.wake()
 
     def settle_ended(self) -> None:
-        """Charge the calls whose endings are queued."""
-        while not self._ended.empty():
+        """Charge all calls whose endings are queued."""
+        self._settle_due()
+        self.settle_roomy()
+
+    def _settle_due(self) -> None:
+        """Charge the calls that a decision has to know of. In report mode, all: nothing is asked twice there."""
+        self._settle_from(self._ended)
+        if self.policy.mode is Mode.REPORT:
+            self._settle_from(self._roomy)
+
+    def settle_roomy(self) -> bool:
+        """Charge the calls that have ended and make room. Returns whether there were any."""
+        return self._settle_from(self._roomy)
+
+    def _settle_from(self, endings: queue.SimpleQueue[tuple[Admission, Ending]]) -> bool:
+        found = False
+        while not endings.empty():
             try:
-                admitted, ending = self._ended.get_nowait()
+                admitted, ending = endings.get_nowait()
             except queue.Empty:
-                return
+                break
+            found = True
             self.settle(admitted, ending)
+        return found
 
     def extend(self, admitted: Admission, *, input_tokens: int = 0, output_tokens: int = 0) -> Decision | None:
         """Hold more tokens for an open call: of output as many as are left, so that nothing strands; of input all.
@@ -585,6 +609,11 @@ class Guard:
                 else refusal_of(Refused(RefusalKind.ISOLATED, isolated), admitted.call, admitted.caller, ())
             )
 
+    @property
+    def ledger(self) -> SettledLedger:
+        """The counters, as a budget block reads them."""
+        return SettledLedger(self)
+
     def usage(self, subject: str | None = None) -> Sequence[tuple[LimitRow, Balance]]:
         """The ledger: every limit with its balance, or those of one subject."""
         self.settle_ended()
@@ -642,6 +671,7 @@ class Guard:
         """Begin anew in a forked child: the calls in flight are the parent's."""
         self._open.clear()
         self._ended = queue.SimpleQueue()
+        self._roomy = queue.SimpleQueue()
         self.changes = Changes(self.store)
         self.ids = _ids()
 
@@ -660,6 +690,26 @@ class Guard:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         _SCOPED.set(_SCOPED.get()[:-1])
+
+
+class SettledLedger:
+    """A guard's counters, with every call settled that has ended."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def register(self, rows: Iterable[LimitRow]) -> None:
+        """Make rows known."""
+        self._guard.store.register(rows)
+
+    def read(self, keys: Sequence[str]) -> Sequence[Balance]:
+        """Balances of rows; unknown rows are left out."""
+        self._guard.settle_ended()
+        return self._guard.store.read(keys)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drop rows."""
+        self._guard.store.forget(keys)
 
 
 def denial(decision: Decision, call: Call | None, bases: tuple[type, ...] = ()) -> Denied:

@@ -27,6 +27,11 @@ class Changes:
         self._wake_loops: list[Callable[[], object]] = []
         self.version: int = 0
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody waits."""
+        return self._waiting > 0
+
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Listen to the store for the duration of a block."""

@@ -20,7 +20,7 @@ from agentguard.stores.sqlite import SqliteStore
 from agentguard.testing import Reply
 
 HELLO = [{"role": "user", "content": "hello"}]
-AT_ONCE = 1.0
+AT_ONCE = 5.0
 """Seconds. Far below the 30 that a call would wait, far above what a refusal takes."""
 
 

@@ -53,6 +53,9 @@ class Rights:
         self._unnamed_session = unnamed_session
         self._accounts: dict[tuple[object, ...], Account] = {}
         self._allowed_models: set[str] = set()
+        self.judges_tools: bool = any(agent.tools.allowed is not None for agent in agents) or any(
+            resource.tools for resource in policy.resources
+        )
         self._counted = {limit.per for limit in self._limits()}
         self._subjects: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self.call_limits: tuple[Limit, ...] = tuple(limit for limit in self._limits() if limit.per is Per.CALL)

@@ -171,6 +171,9 @@ def read_answer(admitted: Admission, status: int, body: bytes) -> None:
     """
     if admitted.family is None or admitted.answer is not None or status >= 400:
         return
+    if admitted.may_be_read_later(body):
+        admitted.unread = body
+        return
     answer = admitted.answer = admitted.family.read_response(body)
     admitted.output_bytes = answer.text_bytes
     if answer.tool_calls and (decision := admitted.guard.propose(admitted, answer.tool_calls)):

@@ -126,7 +126,7 @@ def _request(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Resol
                 _reraise(error)
                 raise
             if not admitted.is_streaming:
-                admitted.settle()
+                admitted.finish()
             return response
 
         return request

@@ -91,7 +91,7 @@ def _send(resolve: Resolve) -> Wrapper:
             args, kwargs = _with_request(_changed(admitted, reading, request), args, kwargs)
             response = finished(admitted, _taking(admitted, wrapped, args, kwargs), streams)
         if not admitted.is_streaming:
-            admitted.settle()
+            admitted.finish()
         return response
 
     return send
@@ -152,7 +152,7 @@ def send_hop(guard: Guard, client: Any, request: Any, send: Callable[[Any], Any]
     with InProgress(admitted):
         response = _hop(admitted, client, _changed(admitted, reading, request), target, send)
     if not admitted.is_streaming:
-        admitted.settle()
+        admitted.finish()
     return response
 
 

@@ -3,6 +3,7 @@
 from agentguard.policy.providers import PROVIDER_HOSTS
 from agentguard.wire.answer import Answer
 from agentguard.wire.family import Family, Request
+from agentguard.wire.glance import most_tokens
 from agentguard.wire.providers import provider_of
 from agentguard.wire.recognition import could_be, recognise
 from agentguard.wire.stream import StreamScan
@@ -14,6 +15,7 @@ __all__ = [
     "Request",
     "StreamScan",
     "could_be",
+    "most_tokens",
     "provider_of",
     "recognise",
 ]
