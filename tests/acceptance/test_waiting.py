@@ -20,8 +20,8 @@ from agentguard.stores.sqlite import SqliteStore
 from agentguard.testing import Reply
 
 HELLO = [{"role": "user", "content": "hello"}]
-AT_ONCE = 5.0
-"""Seconds. Far below the 30 that a call would wait, far above what a refusal takes."""
+AT_ONCE = 15.0
+"""Seconds. Far below the 30 that a call would wait, far above what a refusal takes on the busiest machine."""
 
 
 def create(client, max_tokens=500, **more):

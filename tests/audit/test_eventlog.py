@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import stat
 import subprocess
@@ -412,20 +411,21 @@ def test_a_forked_child_writes_a_file_of_its_own_and_nothing_of_its_parents(dire
     assert sorted(entry.get("seam", entry.get("id")) for entry in found) == ["child", "parent", "waits in the parent"]
 
 
-def write_many(directory, name, count):
-    log = EventLog(directory)
-    for number in range(count):
-        log(seam(f"{name}-{number}", time.time()))
-    log.close()
+WRITES_MANY = """
+import sys, time
+from agentguard.audit import EventLog
+from agentguard.events import SeamChanged
+
+log = EventLog(sys.argv[1])
+for number in range(100):
+    log(SeamChanged(time.time(), "lib", f"{sys.argv[2]}-{number}", "installed"))
+log.close()
+"""
 
 
 def test_processes_share_the_directory_and_are_read_as_one(directory):
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=write_many, args=(directory, name, 100)) for name in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    processes = [subprocess.Popen([sys.executable, "-c", WRITES_MANY, str(directory), str(name)]) for name in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
 
     found = written(directory)
 

@@ -326,6 +326,9 @@ async def test_a_stream_that_nobody_holds_settles_once(guarded, provider, sessio
     for _ in range(20):
         await asyncio.sleep(0.01)
         gc.collect()
+        if guarded.held == 0:
+            break
+    gc.collect()
 
     assert guarded.held == 0
     assert len(guarded.llm_calls) == 1
