@@ -57,4 +57,4 @@ def test_the_agent_talks_to_its_provider_only(recorder: Recorder) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, "-v", "-c", os.devnull, "-p", "no:cacheprovider"]))
+    sys.exit(pytest.main([__file__, "-v", "-c", os.devnull, "-W", "ignore", "-p", "no:asyncio", "-p", "no:cacheprovider"]))
