@@ -256,7 +256,7 @@ def test_async_streams_that_a_bare_break_has_left_do_not_stand_in_the_way(provid
                     break
                 del stream
 
-    asyncio.run(asyncio.wait_for(main(), 10))
+    asyncio.run(asyncio.wait_for(main(), 25))  # a wait for one of them would take 30
 
     assert provider.calls == 5
 
