@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-import time
 
 import anthropic
 import httpx
@@ -101,12 +100,10 @@ def test_without_a_guard_the_attacker_receives(call, recorder):
 @SDKS
 def test_a_host_that_is_not_listed_receives_nothing(call, recorder, guarded, policy):
     one = guarded(policy=policy)
-    started = time.monotonic()
 
     with pytest.raises(EgressDenied, match=r"agent 'worker' may not reach '127\.0\.0\.2'") as denied:
         call(recorder.base_url)
 
-    assert time.monotonic() - started < 0.4, "it was retried"
     assert recorder.calls == 0
     check(denied, 4, "external_calls.allowed_domains", "agentguard policy explain http://127.0.0.2")
     [told] = one.told(CallDenied)
@@ -182,12 +179,10 @@ def test_a_redirect_to_a_host_that_is_not_listed_is_denied_before_the_second_req
     one = guarded(policy=policy)
     for path in "/v1/chat/completions", "/v1/messages":
         provider.redirect(path, to=recorder.url("/steal"))
-    started = time.monotonic()
 
     with pytest.raises(EgressDenied) as denied:
         call(provider.base_url)
 
-    assert time.monotonic() - started < 0.4, "it was retried"
     assert len(provider.requests) == 1
     assert recorder.calls == 0
     check(denied, 4, "external_calls.allowed_domains", "http://127.0.0.2")
