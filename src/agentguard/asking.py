@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from agentguard.admission import Owner
     from agentguard.core.call import Call
+    from agentguard.core.caller import Caller
     from agentguard.core.engine import Ask, Outcome, Reply, ReserveRows
     from agentguard.core.limits import Refused
+    from agentguard.core.rights import Rights
     from agentguard.guard import Guard
 
 _WAIT_SLICE_SECONDS = 0.05
@@ -30,11 +32,11 @@ class Asking:
     __slots__ = ("_deadline", "_flow", "_guard", "_seen", "_watch", "call", "caller", "id", "outcome", "owner", "reply", "rights")
 
     def __init__(self, guard: Guard, call: Call, owner: Owner) -> None:
-        self.call = call
-        self.owner = owner
-        self.caller = guard.identified(CALLER.get())
-        self.rights = guard.rights(self.caller)
-        self.id = next(guard.ids)
+        self.call: Call = call
+        self.owner: Owner = owner
+        self.caller: Caller = guard.identified(CALLER.get())
+        self.rights: Rights = guard.rights(self.caller)
+        self.id: str = next(guard.ids)
         self.reply: Reply = None
         self.outcome: Outcome
         self._guard = guard

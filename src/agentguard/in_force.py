@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agentguard.core.caller import NOBODY
+from agentguard.core.caller import NOBODY, Caller
 from agentguard.core.rights import Rights
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ class InForce:
     def __init__(self, policy: Policy, agent: str | None, unnamed_session: str) -> None:
         self.policy = policy
         only = policy.agents[0].name if len(policy.agents) == 1 else None
-        self.home = (agent,) if agent else (only,) if only else ()
-        self.nobody = NOBODY._replace(agents=self.home)
+        self.home: tuple[str, ...] = (agent,) if agent else (only,) if only else ()
+        self.nobody: Caller = NOBODY._replace(agents=self.home)
         self._registered: set[str] = set()
         self._row_sets: dict[int, tuple[LimitRow, ...]] = {}
         self._unnamed_session = unnamed_session
