@@ -23,8 +23,9 @@ PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 # Every extra but the guarded clients: those are pinned by the groups `sdk-current` and `sdk-oldest`.
 OPTIONAL = "apprise,aws,crypto,keyring,prometheus,redis,server,vault"
 
-# Each of these tests starts `agentguard run` or `agentguard demo` and waits for it.
-PROGRAMS = ("tests/cli/test_run.py", "tests/demo")
+# Each of these tests starts `agentguard run`, `agentguard demo` or a collector, and waits for it. rotel's wheels want the
+# interpreter's shared library, which few builds of a Python have.
+PROGRAMS = ("tests/cli/test_run.py", "tests/demo", "tests/otel/test_collector.py")
 
 # Two workers, a file to one of them: fixtures of a module (a Redis, a provider) start once, and races keep a core.
 TWO_WORKERS = ("-n", "2", "--dist", "loadfile")

@@ -77,6 +77,8 @@ def test_a_foreign_distribution_that_installs_agentguard_is_a_finding(agentguard
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: agentguard-ai\nVersion: 9\n")
     (info / "RECORD").write_text("agentguard/__init__.py,,\n")
+    (folder / "agentguard").mkdir()
+    (folder / "agentguard" / "__init__.py").touch()  # from Python 3.12 on, a listed file that is absent is not told
     monkeypatch.syspath_prepend(str(folder))
 
     assert any(
