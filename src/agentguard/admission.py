@@ -75,6 +75,7 @@ class Admission:
         response_taken: Whether a seam above the hop reads the response.
         is_streaming: Whether a stream has taken the call over, and settles it.
         is_countable: Whether the output of that stream is counted as it flows.
+        refused: The refusal that has ended it on its way; a further attempt of it meets the same.
         is_cut: The refusal with which the next chunk is to be refused; None while it may go on.
     """
 
@@ -99,6 +100,7 @@ class Admission:
         "outcome",
         "output_bytes",
         "owner",
+        "refused",
         "reserved_output",
         "response_taken",
         "rights",
@@ -128,6 +130,7 @@ class Admission:
         self.unread: bytes | None = None
         self.output_bytes: int = 0
         self.first_chunk_at: float | None = None
+        self.refused: Decision | None = None
         self.is_streaming: bool = False
         self.is_countable: bool = False
         self.hides_usage: bool = False

@@ -157,9 +157,11 @@ def judge(admitted: Admission, target: Target, *others: Target) -> None:
         if decision := admitted.judge_hop(one):
             now = admitted.guard.clock.time()
             admitted.attempts.append(Attempt("", one, now, now, None, "EgressDenied", was_sent=False))
+            admitted.refused = decision
             raise refuse(decision, admitted.call)
     if not admitted.in_hop and (decision := admitted.prepare_attempt()):
         admitted.guard.tell_denied(admitted, decision)
+        admitted.refused = decision
         raise refuse(decision, admitted.call)
 
 
@@ -178,6 +180,7 @@ def read_answer(admitted: Admission, status: int, body: bytes) -> None:
     admitted.output_bytes = answer.text_bytes
     if answer.tool_calls and (decision := admitted.guard.propose(admitted, answer.tool_calls)):
         admitted.settle(outcome="denied", decision=decision)
+        admitted.refused = decision
         raise refuse(decision, admitted.call)
 
 
@@ -215,9 +218,17 @@ def own_meter_for(admitted: Admission, content_type: str, encoding: str = "") ->
 
 
 def begin_or_none(guard: Guard) -> Admission | None:
-    """The call in progress of this guard, which a lower seam adds to; None when there is none, or it is over."""
+    """The call in progress of this guard, which a lower seam adds to; None when there is none, or it is over.
+
+    Raises:
+        Denied: The call has been refused on its way, and somebody tries it again: openai 1.109 retries any exception.
+    """
     current = CURRENT.get()
-    return current if current is not None and current.guard is guard and current.is_open else None
+    if current is None or current.guard is not guard:
+        return None
+    if current.refused is not None:
+        raise refuse(current.refused, current.call)
+    return current if current.is_open else None
 
 
 def part_of(guard: Guard, method: str, target: Target, body: Callable[[], bytes | None]) -> Admission | Reading:
