@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 from agentguard.context import CALLER
@@ -24,6 +25,7 @@ _WAIT_SLICE_SECONDS = 0.05
 """A waiting call looks by itself this often: a settlement that is still queued wakes nobody."""
 
 _CLOSING_ROUNDS = 32
+_CLOSING_PASSES = 3
 
 
 class Asking:
@@ -104,13 +106,18 @@ class Asking:
         return 0.0
 
     async def _let_generators_end(self, refused: Refused) -> None:
-        """The collector only hands async generators to the loop, which closes them in its next rounds."""
+        """The collector only hands async generators to the loop, which closes them in its next rounds.
+
+        Closing one may leave the next in a cycle of its own (anthropic 0.125 nests three), hence a few collections.
+        """
         import asyncio
 
-        for _ in range(_CLOSING_ROUNDS):
-            if not self._is_ours(refused):
-                return
-            await asyncio.sleep(0)
+        for _ in range(_CLOSING_PASSES):
+            for _ in range(_CLOSING_ROUNDS):
+                if not self._is_ours(refused):
+                    return
+                await asyncio.sleep(0)
+            gc.collect()
 
     def _is_ours(self, refused: Refused) -> bool:
         """Whether the call would not fit even if everybody else gave back what they hold."""
