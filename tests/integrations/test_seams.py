@@ -18,7 +18,7 @@ from wrapt import wrap_function_wrapper
 import agentguard
 from agentguard import BudgetExceeded, Guard, Policy, SeamError
 from agentguard.events import CallAdmitted, CallSettled, SeamChanged
-from agentguard.integrations._seam import Hook, Integration, Seam, Seams
+from agentguard.integrations._seam import Hook, Integration, Seam, Seams, version_of
 from agentguard.integrations.registry import integrations
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -91,7 +91,7 @@ def test_status_lists_every_seam_of_an_installed_library(instrument):
         "aiohttp",
         "python",
     }
-    assert {one.library for one in status}.isdisjoint({"groq", "together"}), "they are not installed"
+    assert all(version_of(one.library) for one in status), "what is not installed is not listed"
     seam = next(one for one in status if one.seam == "openai._base_client:SyncAPIClient.request")
     assert (seam.library, seam.version, seam.state) == ("openai", openai.__version__, "hooked")
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.2
 
 
+_LATEST_MICROS = 60_000_000
+"""A file may hold events from before it was created: the worker writes them after they happen. A minute is ample."""
+
+
 def read_events(directory: Path, since: float | None = None) -> Iterator[dict[str, Any]]:
     """The records of a directory, oldest first. Torn lines are passed over.
 
@@ -31,7 +35,7 @@ def read_events(directory: Path, since: float | None = None) -> Iterator[dict[st
     # thousands of open files. Within a file the order of writing stands, should the clock have gone back.
     heads: list[tuple[int, str, dict[str, Any], Iterator[dict[str, Any]]]] = []
     while waiting or heads:
-        while waiting and (not heads or waiting[-1][0] <= heads[0][0]):
+        while waiting and (not heads or waiting[-1][0] - _LATEST_MICROS <= heads[0][0]):
             path = waiting.pop()[1]
             _push(heads, 0, path.name, _records(path))
         if not heads:
