@@ -43,7 +43,8 @@ def read_events(directory: Path, since: float | None = None) -> Iterator[dict[st
         at, name, found, rest = heapq.heappop(heads)
         if found["at_us"] >= since_micros:
             yield found
-        _push(heads, at, name, rest)
+        # A file is opened for an event that has happened: its opening must not hold that event back.
+        _push(heads, 0 if found["kind"] == "log_opened" else at, name, rest)
 
 
 def follow(directory: Path, since: float | None = None, wait: Callable[[float], None] = time.sleep) -> Iterator[dict[str, Any]]:
