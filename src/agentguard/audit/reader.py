@@ -6,6 +6,7 @@ import heapq
 import json
 import time
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from agentguard.audit.lines import files
@@ -43,8 +44,7 @@ def read_events(directory: Path, since: float | None = None) -> Iterator[dict[st
         at, name, found, rest = heapq.heappop(heads)
         if found["at_us"] >= since_micros:
             yield found
-        # A file is opened for an event that has happened: its opening must not hold that event back.
-        _push(heads, 0 if found["kind"] == "log_opened" else at, name, rest)
+        _push(heads, at, name, rest)
 
 
 def follow(directory: Path, since: float | None = None, wait: Callable[[float], None] = time.sleep) -> Iterator[dict[str, Any]]:
@@ -117,8 +117,13 @@ def _push(
     heads: list[tuple[int, str, dict[str, Any], Iterator[dict[str, Any]]]], least: int, name: str, rest: Iterator[dict[str, Any]]
 ) -> None:
     found = next(rest, None)
-    if found is not None:
-        heapq.heappush(heads, (max(least, found["at_us"]), name, found, rest))
+    if found is None:
+        return
+    at = found["at_us"]
+    if found["kind"] == "log_opened" and (first := next(rest, None)) is not None:
+        at = min(at, first["at_us"])  # a file is opened for an event that has happened
+        rest = chain([first], rest)
+    heapq.heappush(heads, (max(least, at), name, found, rest))
 
 
 def _created_micros(path: Path) -> int:
