@@ -88,7 +88,7 @@ def test_an_uncaught_error_shows_the_programs_frames_alone(shell, script, policy
     done = shell("run", "app.py")
 
     assert done.stderr.count('  File "') == 2
-    assert "agentguard" not in done.stderr.replace("/work/app.py", "")
+    assert "agentguard" not in done.stderr
     assert done.stderr.endswith("ValueError: boom\n")
 
 
