@@ -63,11 +63,6 @@ class Meter:
         admitted.is_streaming = True
         admitted.is_countable = is_countable
 
-    @property
-    def must_grow(self) -> bool:
-        """Whether the next chunk outgrows the reservation, so that `feed` will ask the store."""
-        return self._scan is not None and self._scan.output_bytes > self._allowed
-
     def feed(self, chunk: bytes) -> bytes:
         """Take note of a chunk, and return what the caller of the SDK gets of it.
 

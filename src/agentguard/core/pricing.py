@@ -19,14 +19,6 @@ class PriceSource(Protocol):
         """The price of a model for a prompt of this size (some cost more beyond a threshold); None when it is not listed."""
 
 
-class NoPrices:
-    """A `PriceSource` that lists nothing: every model under a money limit has to be priced by the policy."""
-
-    def price(self, provider: str, model: str, input_tokens: int) -> Price | None:
-        """No model is listed."""
-        return None
-
-
 def price_of(llm: LLM, source: PriceSource, provider: str, model: str, input_tokens: int) -> Price | None:
     """The price that holds for a call: the policy's own, else the list's, else what the policy says of unknown models."""
     for pattern, price in llm.prices.items():

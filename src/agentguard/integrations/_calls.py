@@ -159,10 +159,8 @@ def judge(admitted: Admission, target: Target, *others: Target) -> None:
             admitted.attempts.append(Attempt("", one, now, now, None, "EgressDenied", was_sent=False))
             admitted.refused = decision
             raise refuse(decision, admitted.call)
-    if not admitted.in_hop and (decision := admitted.prepare_attempt()):
-        admitted.guard.tell_denied(admitted, decision)
-        admitted.refused = decision
-        raise refuse(decision, admitted.call)
+    if not admitted.in_hop:
+        prepare_attempt(admitted)
 
 
 def read_answer(admitted: Admission, status: int, body: bytes) -> None:
@@ -311,6 +309,7 @@ def prepare_attempt(admitted: Admission) -> None:
     """
     if decision := admitted.prepare_attempt():
         admitted.guard.tell_denied(admitted, decision)
+        admitted.refused = decision
         raise refuse(decision, admitted.call)
 
 
