@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Union, cast
 
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import ALLOW, Decision, Facts, Reason, deny
-from agentguard.core.limits import Charge, RefusalKind, Refused
+from agentguard.core.limits import RefusalKind, Refused, charges_of
 from agentguard.core.pricing import affordable_output, bound_nanos, price_of
 from agentguard.core.wording import amount_text, cut_sentence, refusal_sentence, who
 from agentguard.policy.model import Bound, Price, Rule, Unbounded, Unit
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agentguard.core.call import Call
     from agentguard.core.caller import Caller
     from agentguard.core.estimate import Estimator
-    from agentguard.core.limits import LimitRow
+    from agentguard.core.limits import Charge, LimitRow
     from agentguard.core.pricing import PriceSource
     from agentguard.core.rights import Account, Rights
     from agentguard.policy.model import Limit
@@ -159,15 +159,11 @@ def _refused_by_boundary(call: Call, caller: Caller, rights: Rights, isolated: C
 
 def _charges(call: Call, rows: Sequence[LimitRow], estimate: Estimate) -> tuple[Charge, ...]:
     if isinstance(call, ToolCall):
-        return tuple(Charge(row.key, call.cost_nanos) for row in rows if row.limit.unit is Unit.USD and call.cost_nanos)
-    tokens = estimate.input_tokens + (estimate.output_tokens or 0)
-    charges = []
-    for key, _, limit in rows:
-        unit = limit.unit
-        amount = tokens if unit is Unit.TOKENS else estimate.nanos if unit is Unit.USD else 1
-        if amount:
-            charges.append(Charge(key, amount))
-    return tuple(charges)
+        by_unit = {Unit.TOKENS: 0, Unit.USD: call.cost_nanos, Unit.CALLS: 0, Unit.CONCURRENT_CALLS: 0}
+    else:
+        tokens = estimate.input_tokens + (estimate.output_tokens or 0)
+        by_unit = {Unit.TOKENS: tokens, Unit.USD: estimate.nanos, Unit.CALLS: 1, Unit.CONCURRENT_CALLS: 1}
+    return charges_of(rows, by_unit)
 
 
 def _estimate(

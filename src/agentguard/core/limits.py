@@ -468,7 +468,7 @@ def _window_of(limit: Limit) -> Window:
 
 def charges_of(rows: Iterable[LimitRow], by_unit: Mapping[Unit, int]) -> tuple[Charge, ...]:
     """The charges of a call: for each of its rows, the amount that the call asks for in the row's unit."""
-    return tuple(Charge(row.key, by_unit[row.limit.unit]) for row in rows if by_unit[row.limit.unit])
+    return tuple([Charge(key, amount) for key, _, limit in rows if (amount := by_unit[limit.unit])])
 
 
 def _calendar_window(every: str, now: float) -> tuple[float, float]:
