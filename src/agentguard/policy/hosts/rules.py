@@ -5,7 +5,7 @@ The most specific entry wins, and a refusal wins ties: exact name or address, th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from agentguard.policy.hosts.patterns import Kind
 from agentguard.policy.hosts.spaces import Space, space_of, space_of_name
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from agentguard.policy.hosts.patterns import HostPattern
     from agentguard.policy.hosts.spelling import IPAddress
-    from agentguard.policy.model import ExternalCalls
 
 ALLOWED_DOMAINS = "external_calls.allowed_domains"
 BLOCKED_DOMAINS = "external_calls.blocked_domains"
@@ -42,6 +41,30 @@ class Verdict(NamedTuple):
     why: str
     rule: str
     entry: HostPattern | None = None
+
+
+class HostLists(Protocol):
+    """What the verdict on a host rests on: `ExternalCalls`, or the part of it that a kernel boundary holds."""
+
+    @property
+    def allowed_domains(self) -> tuple[HostPattern, ...] | None:
+        """What may be reached; None: the list was not written."""
+
+    @property
+    def blocked_domains(self) -> tuple[HostPattern, ...] | None:
+        """What may not be reached; None: the list was not written."""
+
+    @property
+    def allow_private(self) -> bool:
+        """Whether an exact name may resolve to private address space."""
+
+    @property
+    def allow_metadata(self) -> bool:
+        """Whether cloud metadata addresses may be reached at all."""
+
+    @property
+    def is_unwritten(self) -> bool:
+        """Neither list was written."""
 
 
 class Look(NamedTuple):
@@ -86,7 +109,7 @@ class HostRules:
 
     __slots__ = ("_any", "_cache", "_entries", "_external", "_names", "_networks", "_suffixes")
 
-    def __init__(self, external_calls: ExternalCalls, providers: Iterable[HostPattern] = ()) -> None:
+    def __init__(self, external_calls: HostLists, providers: Iterable[HostPattern] = ()) -> None:
         self._external = external_calls
         self._entries = tuple(_entries(external_calls, providers))
         self._cache: dict[tuple[str, int | None], Verdict] = {}
@@ -231,7 +254,7 @@ class HostRules:
         return verdict
 
 
-def _entries(external_calls: ExternalCalls, providers: Iterable[HostPattern]) -> Iterator[_Entry]:
+def _entries(external_calls: HostLists, providers: Iterable[HostPattern]) -> Iterator[_Entry]:
     for pattern in external_calls.allowed_domains or ():
         yield _Entry(pattern, True, ALLOWED_DOMAINS)
     for pattern in external_calls.blocked_domains or ():
