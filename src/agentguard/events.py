@@ -205,7 +205,10 @@ class SpanObserver(Observer, Protocol):
     """An observer that has to be there when a call starts, because the call's span is the parent of others."""
 
     def begin(self, kind: str, name: str, call: Call | None, caller: Caller, /) -> Any:
-        """Start a span on the calling thread. What is returned rides on the call's later events as `span`."""
+        """Start a span on the calling thread, named by what is called or run; a call knows its own name.
+
+        What is returned rides on the call's later events as `span`.
+        """
 
     def around(self) -> Any:
         """What stands for the span that is current now: the parent of a denial that has none of its own."""

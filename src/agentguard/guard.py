@@ -322,7 +322,7 @@ class Guard:
         estimate = outcome.estimate
         if not isinstance(call, ToolCall):
             if self.spans is not None:
-                admitted.span = self.spans.begin("call", call.name, call, caller)
+                admitted.span = self.spans.begin("call", "", call, caller)
             self.tell(
                 CallAdmitted(
                     admitted.started,

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import ProxyTracerProvider, SpanKind, Status, StatusCode
 
 from agentguard.core.call import HTTPCall, LLMCall, ToolCall
 from agentguard.events import CallDenied, CallSettled, EstimateBreached, PolicyLoaded, ScopeEnded, ToolProposed
 from agentguard.otel import facts
 from agentguard.otel import semconv as names
+from agentguard.otel.late import LateSpan, LateTracer
 from agentguard.otel.peers import Elsewhere, reported_around, silenced
 
 if TYPE_CHECKING:
@@ -149,8 +150,9 @@ class Spans:
         content: Content | None = None,
         http_spans: bool = True,
     ) -> None:
-        provider = trace if tracer_provider is None else tracer_provider
-        self._tracer: Tracer = provider.get_tracer(names.SCOPE)  # the global one resolves itself when a provider is set
+        self._provider: TracerProvider | None = tracer_provider
+        self._tracer: Tracer | None = None
+        self._late: LateTracer | None = None
         self._logger_provider = logger_provider
         self._logger: Logger | None = None
         self._content = content
@@ -166,10 +168,10 @@ class Spans:
         """Start a span. `kind` is `call`, `invoke_agent`, `execute_tool`, or `http` for a call whose spans come later."""
         try:
             if isinstance(call, LLMCall):
-                return self._begin_inference(name, call, caller)
+                return self._begin_inference(call, caller)
             if kind == "http" or isinstance(call, HTTPCall):
                 return Begun(contexts.get_current())
-            return self._begin_scope(kind, name.removeprefix(f"{kind} "), caller)
+            return self._begin_scope(kind, name, caller)
         except Exception as fault:  # noqa: BLE001 - a sampler's or a processor's fault: the call goes on without a span
             self._count(fault)
             return None
@@ -187,22 +189,37 @@ class Spans:
         if isinstance(span, Opened) and span.elsewhere is Elsewhere.NOTHING:
             span.elsewhere = Elsewhere.USAGE
 
-    def _begin_inference(self, name: str, call: LLMCall, caller: Caller) -> Opened:
+    def _begin_inference(self, call: LLMCall, caller: Caller) -> Opened:
         agent = caller.agents[-1] if caller.agents else None
         around = contexts.get_current()
         elsewhere = reported_around(around) if around else Elsewhere.NOTHING
         if elsewhere is not Elsewhere.NOTHING:
             # Without gen_ai.operation.name, and not CLIENT: whoever counts inference spans counts the other one alone.
             attributes = None if agent is None else {names.AGENT_NAME: agent}
-            span = self._tracer.start_span(name, around, SpanKind.INTERNAL, attributes)
+            span = self.tracer.start_span(call.name, around, SpanKind.INTERNAL, attributes)
             return Opened(span, trace.set_span_in_context(span, around), elsewhere)
+        if self._late is not None:
+            span = self._late.begin(around)
+        else:
+            span = self.tracer.start_span(call.name, around, SpanKind.CLIENT, self._facts_of(call, agent))
+        return Opened(span, silenced(trace.set_span_in_context(span, around), call), elsewhere)
+
+    @property
+    def tracer(self) -> Tracer:
+        """Who makes the spans: the provider's tracer; until the process has a provider, one that makes none."""
+        if self._tracer is not None:
+            return self._tracer
+        provider = self._provider or trace.get_tracer_provider()
+        tracer = provider.get_tracer(names.SCOPE)
+        if not isinstance(provider, ProxyTracerProvider):  # the global one is set once
+            self._tracer = tracer
+            self._late = LateTracer.of(tracer)
+        return tracer
+
+    def _facts_of(self, call: LLMCall, agent: str | None) -> Mapping[str, Any]:
         target = call.target
         key = (call.operation, call.provider, call.model, target.host, target.port, agent)
-        known = self._known.get(key)
-        if known is None:
-            known = self._remember(key, facts.of_call(call, agent))
-        span = self._tracer.start_span(name, around, SpanKind.CLIENT, known)
-        return Opened(span, silenced(trace.set_span_in_context(span, around), call), elsewhere)
+        return self._known.get(key) or self._remember(key, facts.of_call(call, agent))
 
     def _begin_scope(self, kind: str, name: str, caller: Caller) -> Opened:
         agent = caller.agents[-1] if caller.agents else None
@@ -216,7 +233,7 @@ class Spans:
                 attributes[names.CONVERSATION_ID] = caller.session
             known = self._remember(key, attributes)
         around = contexts.get_current()
-        span = self._tracer.start_span(f"{kind} {name}", around, SpanKind.INTERNAL, known)
+        span = self.tracer.start_span(f"{kind} {name}", around, SpanKind.INTERNAL, known)
         return Opened(span, trace.set_span_in_context(span, around), Elsewhere.NOTHING)
 
     def _remember(self, key: tuple[object, ...], attributes: dict[str, Any]) -> Mapping[str, Any]:
@@ -261,7 +278,12 @@ class Spans:
         if opened.elsewhere is Elsewhere.NOTHING:
             attributes |= facts.of_usage(event.usage, call.operation)
             attributes |= self._asked_and_answered(event, call)
-        _end(opened.span, event.at, attributes)
+        span = opened.span
+        if isinstance(span, LateSpan) and self._late is not None:
+            known = self._facts_of(call, event.caller.agent)
+            span = self._late.start(span, call.name, SpanKind.CLIENT, known | attributes, facts.unix_nanos(event.started))
+            attributes = {names.ERROR_TYPE: attributes[names.ERROR_TYPE]} if names.ERROR_TYPE in attributes else {}
+        _end(span, event.at, attributes)
 
     def _asked_and_answered(self, event: CallSettled, call: LLMCall) -> dict[str, Any]:
         attributes = facts.of_request(call.request, call.provider)
@@ -378,7 +400,7 @@ class Spans:
         if agent is not None:
             attributes[names.AGENT_NAME] = agent
         start = facts.unix_nanos(started)
-        span = self._tracer.start_span(name, context, kind, attributes, start_time=start)
+        span = self.tracer.start_span(name, context, kind, attributes, start_time=start)
         if names.ERROR_TYPE in attributes:
             span.set_status(_FAILED)
         span.end(max(facts.unix_nanos(ended), start))
