@@ -50,6 +50,20 @@ def budget(text, **more):
             "Cloud metadata services may be used.",
         ),
         (
+            policy(),
+            policy(external_calls={"unix_sockets": ["/run/postgresql/"]}),
+            "grants",
+            "external_calls.unix_sockets",
+            "Unix sockets below /run/postgresql may be connected to.",
+        ),
+        (
+            policy(external_calls={"unix_sockets": ["/run/postgresql"]}),
+            policy(),
+            "takes",
+            "external_calls.unix_sockets",
+            "/run/postgresql is no longer listed.",
+        ),
+        (
             policy(tools={"allowed": ["x"]}),
             policy(tools={"allowed": []}),
             "takes",

@@ -101,6 +101,7 @@ AGENTS = st.builds(
         allow_private=st.booleans(),
         allow_metadata=st.booleans(),
         allow_udp=st.booleans(),
+        unix_sockets=tuples(st.sampled_from(["/run/postgresql", "/var/run/docker.sock", "@name"])),
     ),
     llm=st.none() | LLMS,
     budgets=tuples(limits(st.sampled_from(Per))),

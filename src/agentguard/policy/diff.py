@@ -123,6 +123,12 @@ def _hosts(key: str, old: AgentPolicy, new: AgentPolicy) -> Iterator[Change]:
         if getattr(before, flag) != getattr(after, flag):
             is_grant = getattr(after, flag)
             yield _either(is_grant, f"{key}.{flag}", f"{_OPENS[flag]} {'may' if is_grant else 'may no longer'} be used.")
+    for path in after.unix_sockets:
+        if path not in before.unix_sockets:
+            yield _grants(f"{key}.unix_sockets", f"Unix sockets below {path} may be connected to.")
+    for path in before.unix_sockets:
+        if path not in after.unix_sockets:
+            yield _takes(f"{key}.unix_sockets", f"{path} is no longer listed.")
     if before.enforcement != after.enforcement:
         is_grant = after.enforcement == "in_process"
         yield _either(is_grant, f"{key}.enforcement", f"Enforced {after.enforcement} instead of {before.enforcement}.")

@@ -94,6 +94,7 @@ def _external_calls(calls: ExternalCalls) -> dict[str, Any]:
         allow_private=calls.allow_private or None,
         allow_metadata=calls.allow_metadata or None,
         allow_udp=calls.allow_udp or None,
+        unix_sockets=list(calls.unix_sockets) or None,
     )
 
 

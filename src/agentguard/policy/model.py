@@ -156,6 +156,7 @@ class ExternalCalls:
         allow_private: Whether an exact name may resolve to private address space.
         allow_metadata: Whether cloud metadata addresses may be reached at all.
         allow_udp: Whether datagrams may be sent.
+        unix_sockets: Path prefixes below which Unix sockets may be connected to, the temporary folder aside; `@name`: an abstract one.
         rule: Where the list of what is allowed stands, or the whole when it is not written.
         blocked_rule: Where the list of what is blocked stands; None: as `rule`.
     """
@@ -166,6 +167,7 @@ class ExternalCalls:
     allow_private: bool = False
     allow_metadata: bool = False
     allow_udp: bool = False
+    unix_sockets: tuple[str, ...] = ()
     rule: Rule = field(default=Rule("external_calls"), compare=False)
     blocked_rule: Rule | None = field(default=None, compare=False)
 

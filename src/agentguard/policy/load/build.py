@@ -152,6 +152,7 @@ def _external_calls(agent: NamedAgentShape, at: _Rules) -> ExternalCalls:
         allow_private=shape.get("allow_private", False),
         allow_metadata=shape.get("allow_metadata", False),
         allow_udp=shape.get("allow_udp", False),
+        unix_sockets=tuple(shape.get("unix_sockets", ())),
         rule=at.rule("external_calls", allowed),
         blocked_rule=at.rule("external_calls.blocked_domains", blocked) if at.is_written(blocked) else None,
     )

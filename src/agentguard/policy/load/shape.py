@@ -6,6 +6,7 @@ merged in between. `build` makes the policy of them.
 
 # No `from __future__ import annotations`: pydantic reads these, and each would be text to compile at every start.
 
+import posixpath
 import re
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -93,6 +94,15 @@ def _path(value: object) -> str:
     return path
 
 
+def _socket_path(value: object) -> str:
+    path = _text(value, "a path such as '/run/postgresql'")
+    if path.startswith("@") and len(path) > 1:
+        return path
+    if not path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        raise ValueError(f"a socket's path begins with '/' and has no '..', an abstract one begins with '@', found {found(path)}")
+    return posixpath.normpath("/" + path.lstrip("/"))
+
+
 def _source(value: object) -> str:
     kind, colon, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
     if kind in SOURCES and colon and rest:
@@ -169,6 +179,7 @@ Money = Annotated[int, _text_like(grammar.read_money, "$1.25")]
 Percent = Annotated[int, _text_like(grammar.read_percent, "80%")]
 Seconds = Annotated[float, _text_like(grammar.read_duration, "30s")]
 Range = Annotated[tuple[float, float], _text_like(grammar.read_range, "500-1000")]
+SocketPath = Annotated[str, _text_like(_socket_path, "/run/postgresql", "@name")]
 PathText = Annotated[str, _text_like(_path, "/customers/*")]
 SourceText = Annotated[str, _text_like(_source, "env:OPENAI_API_KEY")]
 StoreURL = Annotated[str, _text_like(_store, "redis://redis:6379/0", "memory://")]
@@ -209,6 +220,7 @@ class ExternalCallsShape(TypedDict, total=False):
     allow_private: bool
     allow_metadata: bool
     allow_udp: bool
+    unix_sockets: list[SocketPath]
 
 
 @_closed
