@@ -21,7 +21,7 @@ from agentguard.policy.model import (
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping
 
-    from agentguard.policy.model import KeySource, Price, Resource
+    from agentguard.policy.model import ExternalCalls, KeySource, Price, Resource
 
 
 class Direction(StrEnum):
@@ -119,16 +119,19 @@ def _hosts(key: str, old: AgentPolicy, new: AgentPolicy) -> Iterator[Change]:
         yield _takes(blocked, f"{pattern} is blocked.")
     for pattern in sorted(map(str, lists[1] - lists[0])):
         yield _grants(blocked, f"{pattern} is no longer blocked.")
+    yield from _openings(key, before, after)
+
+
+def _openings(key: str, before: ExternalCalls, after: ExternalCalls) -> Iterator[Change]:
     for flag in ("allow_private", "allow_metadata", "allow_udp"):
         if getattr(before, flag) != getattr(after, flag):
             is_grant = getattr(after, flag)
             yield _either(is_grant, f"{key}.{flag}", f"{_OPENS[flag]} {'may' if is_grant else 'may no longer'} be used.")
-    for path in after.unix_sockets:
-        if path not in before.unix_sockets:
-            yield _grants(f"{key}.unix_sockets", f"Unix sockets below {path} may be connected to.")
-    for path in before.unix_sockets:
-        if path not in after.unix_sockets:
-            yield _takes(f"{key}.unix_sockets", f"{path} is no longer listed.")
+    lists = set(after.unix_sockets), set(before.unix_sockets)
+    for path in sorted(lists[0] - lists[1]):
+        yield _grants(f"{key}.unix_sockets", f"Unix sockets below {path} may be connected to.")
+    for path in sorted(lists[1] - lists[0]):
+        yield _takes(f"{key}.unix_sockets", f"{path} is no longer listed.")
     if before.enforcement != after.enforcement:
         is_grant = after.enforcement == "in_process"
         yield _either(is_grant, f"{key}.enforcement", f"Enforced {after.enforcement} instead of {before.enforcement}.")
