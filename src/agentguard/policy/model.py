@@ -156,7 +156,7 @@ class ExternalCalls:
         allow_private: Whether an exact name may resolve to private address space.
         allow_metadata: Whether cloud metadata addresses may be reached at all.
         allow_udp: Whether datagrams may be sent.
-        unix_sockets: Path prefixes of the Unix sockets that may be connected to, beside the program's own; `@name`: an abstract one.
+        unix_sockets: Path prefixes of Unix sockets that may be connected to, beside the program's own; `@name`: an abstract one.
         rule: Where the list of what is allowed stands, or the whole when it is not written.
         blocked_rule: Where the list of what is blocked stands; None: as `rule`.
     """
