@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 
 # Every extra but the guarded clients: those are pinned by the groups `sdk-current` and `sdk-oldest`.
-OPTIONAL = "apprise,aws,crypto,keyring,prometheus,redis,server,vault"
+OPTIONAL = "apprise,aws,crypto,keyring,learn,prometheus,redis,server,vault"
 
 # Each of these tests starts `agentguard run`, `agentguard demo` or a collector, and waits for it. rotel's wheels want the
 # interpreter's shared library, which few builds of a Python have.

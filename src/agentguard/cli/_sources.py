@@ -36,13 +36,18 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
 
 def required_policy(path: str | None) -> Policy:
     """The policy that a program started here would use; without one, wrong usage."""
+    return load_policy(required_file(path))
+
+
+def required_file(path: str | None) -> Path:
+    """The policy file that a program started here would use; without one, wrong usage."""
     found = find_policy_file(path)
     if found is None:
         message = (
             "no policy was named, and no agentguard.yaml is here; name one with --policy, or write one with `agentguard init`"
         )
         raise click.UsageError(message)
-    return load_policy(found)
+    return found
 
 
 def events_directory() -> Path:

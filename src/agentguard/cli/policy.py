@@ -1,4 +1,4 @@
-"""`agentguard policy`: check, explain, compare."""
+"""`agentguard policy`: check, explain, compare; and the commands that learn, edit and replay, from files of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import click
 
 from agentguard.cli._command import Command, Exit, clean, console, json_option, policy_option, print_json, store_option
 from agentguard.cli._sources import load_policy, required_policy
+from agentguard.cli.policy_edit import allow, changes_as_json, deny, print_changes
 from agentguard.core.explain import UNCOUNTED
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ _ENTRY_WIDTH = 36
 
 @click.group()
 def policy() -> None:
-    """Check, explain and compare policies."""
+    """Check, explain, compare, learn and edit policies."""
+
+
+policy.add_command(allow)
+policy.add_command(deny)
 
 
 # ---------------------------------------------------------------------------------------------------------------- check
@@ -273,18 +278,12 @@ def diff(old: str, new: str, as_json: bool) -> int:
     changes = changes_of(load_policy(old), load_policy(new))
     grants = any(change.direction is Direction.GRANTS for change in changes)
     if as_json:
-        listed = [{"direction": str(change.direction), "key": change.key, "sentence": change.sentence} for change in changes]
-        print_json({"ok": not grants, "old": old, "new": new, "changes": listed})
+        print_json({"ok": not grants, "old": old, "new": new, "changes": changes_as_json(changes)})
         return Exit.FINDING if grants else Exit.OK
     if not changes:
         click.echo("No change of what may be done.")
-    for change in changes:
-        word = click.style("+ grants" if change.direction is Direction.GRANTS else "- takes ", fg=_COLOURS[change.direction])
-        click.echo(f"{word}  {clean(change.key)}   {clean(change.sentence)}")
+    print_changes(changes)
     return Exit.FINDING if grants else Exit.OK
-
-
-_COLOURS = {"grants": "red", "takes": "green"}
 
 
 @policy.command(cls=Command)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from agentguard.policy.hosts import HostPattern
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 PROVIDER_HOSTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -25,3 +27,14 @@ PROVIDER_HOSTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Host patterns by the policy's word for a provider. A pattern is spelled as in `external_calls.allowed_domains`."""
+
+
+def patterns_of(providers: Iterable[str]) -> Iterator[HostPattern]:
+    """The hosts of some providers."""
+    for provider in providers:
+        yield from map(HostPattern.parse, PROVIDER_HOSTS[provider])
+
+
+def provider_of(host: str) -> str | None:
+    """The provider that a canonical host belongs to; None when it is none's."""
+    return next((name for name in PROVIDER_HOSTS if any(pattern.matches(host) for pattern in patterns_of([name]))), None)

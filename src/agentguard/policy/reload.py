@@ -142,10 +142,10 @@ class PolicyFile:
     def _parse(self, content: bytes) -> Policy:
         from agentguard.policy.load import from_file
 
-        return from_file(_shown(self.path), content)
+        return from_file(shown(self.path), content)
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """The path as messages name it: from the working directory on, when it lies below."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
