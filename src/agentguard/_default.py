@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from types import TracebackType
 
+    from agentguard.egress.in_process import InProcess
     from agentguard.events import Observer
     from agentguard.integrations._seam import Seams, SeamStatus
     from agentguard.policy.reload import PolicyFile
@@ -45,10 +46,11 @@ class Instrumentation:
         is_disabled: Whether AGENTGUARD_DISABLED has switched everything off.
     """
 
-    def __init__(self, guard: Guard, seams: Seams | None, close: Callable[[], None]) -> None:
+    def __init__(self, guard: Guard, seams: Seams | None, egress: InProcess | None, close: Callable[[], None]) -> None:
         self.guard = guard
         self.is_disabled: bool = seams is None
         self._seams = seams
+        self._egress = egress
         self._close = close
 
     def status(self) -> list[SeamStatus]:
@@ -62,6 +64,9 @@ class Instrumentation:
             if _current is self:
                 _current = None
             seams, self._seams = self._seams, None
+            egress, self._egress = self._egress, None
+        if egress is not None:
+            egress.remove()
         if seams is not None:
             seams.remove()
         self.guard.close()
@@ -182,13 +187,15 @@ def _build(
         _refuse_missing_egress(guard, egress)
     close_record = _keep_record(guard)
     close_telemetry = _telemetry(guard)
-    seams = _seams(guard, only)
+    in_process = _in_process_egress()
+    seams = _seams(guard, only, in_process)
     try:
         seams.install()
     except SeamError:
         seams.remove()
         guard.close()
         raise
+    in_process.install()
     if file is not None:
         guard.chore(lambda: _reload(guard, file, _chosen_mode(mode)))
 
@@ -196,7 +203,7 @@ def _build(
         close_record()
         close_telemetry()
 
-    installed = Instrumentation(guard, seams, close)
+    installed = Instrumentation(guard, seams, in_process, close)
     atexit.register(guard.flush)
     return installed
 
@@ -208,7 +215,7 @@ def _disabled() -> Instrumentation:
     guard.tell(GuardDisabled(SYSTEM_CLOCK.time(), "AGENTGUARD_DISABLED"))
     guard.flush()
     logger.warning("agentguard is switched off by AGENTGUARD_DISABLED: nothing is guarded")
-    return Instrumentation(guard, None, close_record)
+    return Instrumentation(guard, None, None, close_record)
 
 
 def _guard_for(
@@ -280,7 +287,14 @@ def _telemetry(guard: Guard) -> Callable[[], None]:
     return telemetry.close
 
 
-def _seams(guard: Guard, only: Collection[str] | None) -> Seams:
+def _in_process_egress() -> InProcess:
+    from agentguard.egress.in_process import InProcess
+
+    return InProcess(find_guard)
+
+
+def _seams(guard: Guard, only: Collection[str] | None, egress: InProcess) -> Seams:
+    from agentguard.integrations import event_loops, multiprocessing
     from agentguard.integrations._seam import Seams
     from agentguard.integrations.registry import integrations
 
@@ -296,6 +310,8 @@ def _seams(guard: Guard, only: Collection[str] | None) -> Seams:
     if only is not None and (unknown := set(only) - {one.library for one in integrations(verify)}):
         msg = f"only= names libraries that agentguard does not know: {', '.join(sorted(unknown))}"
         raise ValueError(msg)
+    # Below every library: what is hooked here serves the net under them, whichever of them are guarded.
+    wanted += [*event_loops.integrations(egress.loops), multiprocessing.integration(egress.children.started)]
     seams = Seams(wanted, find_guard, report, lambda: guard.policy.mode is Mode.REPORT)
     return seams
 

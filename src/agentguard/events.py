@@ -172,6 +172,15 @@ class SubjectIsolated(NamedTuple):
     epoch: int
 
 
+class ChildStarted(NamedTuple):
+    """A program was started that in-process enforcement does not hold to the policy. Told once for each program."""
+
+    at: float
+    program: str
+    caller: Caller
+    remedy: str
+
+
 class GuardDisabled(NamedTuple):
     """`AGENTGUARD_DISABLED` is set: nothing is guarded."""
 
@@ -190,6 +199,7 @@ Event = (
     | PolicyLoaded
     | SeamChanged
     | SubjectIsolated
+    | ChildStarted
     | GuardDisabled
 )
 

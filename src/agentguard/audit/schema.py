@@ -16,6 +16,7 @@ from agentguard.events import (
     CallAdmitted,
     CallDenied,
     CallSettled,
+    ChildStarted,
     EstimateBreached,
     GuardDisabled,
     PolicyLoaded,
@@ -141,6 +142,10 @@ def _isolated(event: SubjectIsolated) -> Record:
     return entry | {"subject": _text(event.subject), "epoch": event.epoch} | _written(by=event.by, why=event.why)
 
 
+def _child(event: ChildStarted) -> Record:
+    return _caller(event.caller, record("child_started", event.at)) | {"program": _text(event.program)}
+
+
 def _disabled(event: GuardDisabled) -> Record:
     return record("guard_disabled", event.at) | _written(why=event.reason)
 
@@ -150,6 +155,7 @@ _READERS: dict[type[Event], Callable[[Any], Record]] = {
     CallAdmitted: _admitted,
     CallDenied: _denied,
     CallSettled: _settled,
+    ChildStarted: _child,
     EstimateBreached: _breached,
     GuardDisabled: _disabled,
     PolicyLoaded: _policy,
