@@ -9,6 +9,7 @@ import click
 from agentguard.cli._command import Command, Exit, clean, console, json_option, policy_option, print_json, store_option
 from agentguard.cli._sources import load_policy, required_policy
 from agentguard.cli.policy_edit import allow, changes_as_json, deny, print_changes
+from agentguard.cli.policy_learn import learn
 from agentguard.core.explain import UNCOUNTED
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def policy() -> None:
 
 policy.add_command(allow)
 policy.add_command(deny)
+policy.add_command(learn)
 
 
 # ---------------------------------------------------------------------------------------------------------------- check

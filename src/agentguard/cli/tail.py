@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import deque
 from itertools import chain
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from agentguard.cli._ago import Ago
 from agentguard.cli._command import Command, Exit, json_option
 from agentguard.cli._line import is_denial, line
 from agentguard.cli._sources import events_directory
@@ -20,19 +20,6 @@ if TYPE_CHECKING:
 
 _QUIET = frozenset({"call_admitted", "log_opened"})
 _QUIET_SEAMS = frozenset({"installed", "removed"})
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class _Ago(click.ParamType[float]):
-    """`90s`, `15m`, `2h`, `7d`: seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is no duration such as 90s, 15m, 2h or 7d", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
 
 
 class _Wanted(NamedTuple):
@@ -62,7 +49,7 @@ class _Wanted(NamedTuple):
 @click.option("--denied", is_flag=True, help="Only refusals.")
 @click.option("--agent", metavar="NAME", help="Only events of this agent.")
 @click.option("--session", metavar="ID", help="Only events of this session.")
-@click.option("--since", type=_Ago(), metavar="AGO", help="Only events of the last 90s, 15m, 2h, 7d; all of them.")
+@click.option("--since", type=Ago(), metavar="AGO", help="Only events of the last 90s, 15m, 2h, 7d; all of them.")
 @click.option(
     "--all",
     "show_all",

@@ -2,7 +2,7 @@
 
 from agentguard.policy.hosts.patterns import HostPattern, Kind
 from agentguard.policy.hosts.rules import UNKNOWN_PORT, HostRules, Look, Verdict
-from agentguard.policy.hosts.spaces import IPNetwork, Space, space_of
+from agentguard.policy.hosts.spaces import IPNetwork, Space, space_of, space_of_name
 from agentguard.policy.hosts.spelling import HostError, IPAddress, address_of, canonical, fold
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "canonical",
     "fold",
     "space_of",
+    "space_of_name",
 ]
