@@ -1,0 +1,257 @@
+"""Runs attempts and controls under a mode, and judges them by what the servers received."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import needs
+import stage
+import world
+from servers import Servers
+from table import ATTEMPTS, CONTROLS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from servers import Contact
+    from table import Attempt
+
+HERE = Path(__file__).resolve().parent
+MODULES = (*(f"attempts.{path.stem}" for path in sorted((HERE / "attempts").glob("[a-z]*.py"))), "controls")
+
+MODES = {
+    "none": "no guard",
+    "in_process": '`instrument()`',
+    "kernel": "`agentguard run --egress kernel`, the kernel's part alone",
+    "layers": "`agentguard run --egress kernel`",
+    "inside": '`instrument(egress="kernel")`',
+    "docker": "`agentguard run --egress kernel` under Docker's default profile",
+}
+START_SECONDS = 20.0
+SETTLE_SECONDS = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one attempt or control."""
+
+    name: str
+    group: str
+    outcome: str
+    said: str = ""
+    seen: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def load() -> None:
+    """Fill the tables."""
+    for module in MODULES:
+        importlib.import_module(module)
+
+
+class Battery:
+    """One mode, played in this namespace."""
+
+    def __init__(self, mode: str, uid: int, folder: Path, servers: Servers) -> None:
+        self.mode, self.uid, self.folder, self.servers = mode, uid, folder, servers
+        self._numbers = count()
+        self.complaints: list[str] = []
+
+    def run(self, rows: Sequence[Attempt], kind: str = "attempts") -> list[Result]:
+        """All of them, each group in a process of its own."""
+        results = [Result(row.name, row.group, "n.a.", self._absent(row)) for row in rows if self._absent(row)]
+        present = [row for row in rows if not self._absent(row)]
+        for batch in batches(present):
+            results += self._run_batch(batch, kind)
+        return results
+
+    @staticmethod
+    def _absent(row: Attempt) -> str:
+        return ", ".join(need for need in row.needs if not needs.is_here(need))
+
+    def _run_batch(self, batch: list[Attempt], kind: str) -> list[Result]:
+        tokens = {row.name: world.new_token() for row in batch}
+        facts: list[dict[str, Any]] = []
+        left = list(batch)
+        while left:
+            done = self._work(left, tokens, kind)
+            facts += done
+            started = [fact["start"] for fact in done if "start" in fact]
+            if not started:
+                self.complaints.append(f"{self.mode}: the worker of {batch[0].group!r} did not start")
+                break
+            left = [row for row in left if row.name not in started]
+        time.sleep(SETTLE_SECONDS)
+        return list(self._judge(batch, tokens, facts, kind))
+
+    # -- one worker
+
+    def _work(self, rows: list[Attempt], tokens: dict[str, str], kind: str) -> list[dict[str, Any]]:
+        """Run attempts until one hangs or ends the process. Returns the journal."""
+        scratch = self.folder / f"w{next(self._numbers)}"
+        scratch.mkdir()
+        journal = scratch / "journal"
+        journal.touch()
+        policy = scratch / "agentguard.yaml"
+        policy.write_text(world.POLICY_WITH_UDP if self._is_with_udp(rows) else world.POLICY, encoding="utf-8")
+        order = scratch / "order.json"
+        order.write_text(
+            json.dumps({
+                "mode": self.mode, "policy": str(policy), "journal": str(journal), "scratch": str(scratch), "kind": kind,
+                "certificates": str(self.servers.certificates), "modules": MODULES,
+                "aims": [{"name": row.name, "token": tokens[row.name]} for row in rows],
+            }),
+            encoding="utf-8",
+        )  # fmt: skip
+        for path in (scratch, journal, policy, order):
+            os.chown(path, self.uid, self.uid)
+        with Path(scratch, "output").open("wb") as output:
+            started = subprocess.Popen(
+                self.command(policy, order), stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=scratch,
+                env=self._environment(scratch, rows), start_new_session=True, preexec_fn=lambda: stage.become(self.uid),
+            )  # fmt: skip
+            try:
+                self._watch(started, journal, rows)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(started.pid, signal.SIGKILL)
+                started.wait()
+                stage.end_all()
+        facts = read(journal)
+        if not facts:
+            self.complaints.append(Path(scratch, "output").read_text(encoding="utf-8", errors="replace")[-2000:])
+        return facts
+
+    @staticmethod
+    def _is_with_udp(rows: list[Attempt]) -> bool:
+        return any(row.group == "udp allowed" for row in rows)
+
+    def command(self, policy: Path, order: Path) -> list[str]:
+        """How the worker is started in this mode."""
+        worker = [str(HERE / "worker.py"), str(order)]
+        run = [sys.executable, "-m", "agentguard.cli", "run", "--egress", "kernel", "--policy", str(policy)]
+        run += ["--store", "memory://", "--"]
+        bare = ["/usr/bin/env", f"PYTHONPATH={search_path()}", sys.executable, *worker]
+        if self.mode == "layers":
+            return [*run, *worker]
+        if self.mode == "kernel":
+            return [*run, *bare]
+        if self.mode == "docker":
+            return [sys.executable, str(HERE / "moby.py"), *run, *bare]
+        return [sys.executable, *worker]
+
+    def _environment(self, scratch: Path, rows: list[Attempt]) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if key in {"PATH", "LANG", "COVERAGE_PROCESS_CONFIG"}}
+        return kept | {
+            "PYTHONPATH": search_path(),
+            "HOME": str(scratch), "TMPDIR": str(scratch), "AGENTGUARD_STATE_DIR": str(scratch / "state"),
+            "OTEL_SDK_DISABLED": "true", "PYTHONDONTWRITEBYTECODE": "1", "BYPASS_UID": str(self.uid),
+            "SSL_CERT_FILE": str(self.servers.certificates), "NODE_EXTRA_CA_CERTS": str(self.servers.certificates),
+            "REQUESTS_CA_BUNDLE": str(self.servers.certificates), "CURL_CA_BUNDLE": str(self.servers.certificates),
+            "NO_COLOR": "1", "GIT_TERMINAL_PROMPT": "0",
+        }  # fmt: skip
+
+    def _watch(self, started: subprocess.Popen[bytes], journal: Path, rows: list[Attempt]) -> None:
+        """Wait until it ends, or an attempt has had its time."""
+        seconds = {row.name: row.seconds for row in rows}
+        deadline, read_bytes, running = time.monotonic() + START_SECONDS, 0, ""
+        while started.poll() is None:
+            time.sleep(0.01)
+            if journal.stat().st_size != read_bytes:
+                read_bytes = journal.stat().st_size
+                facts = read(journal)
+                running = next((fact["start"] for fact in reversed(facts) if "start" in fact), "")
+                deadline = time.monotonic() + seconds.get(running, 6.0)
+            if time.monotonic() > deadline:
+                return
+
+    # -- the judgement
+
+    def _judge(
+        self, batch: list[Attempt], tokens: dict[str, str], facts: list[dict[str, Any]], kind: str
+    ) -> Iterator[Result]:
+        ends = {fact["end"]: fact for fact in facts if "end" in fact}
+        starts = [(fact["at"], fact["start"]) for fact in facts if "start" in fact]
+        begins = {name: at for at, name in starts}
+        ran = set(begins)
+        seen: dict[str, list[str]] = {row.name: [] for row in batch}
+        by_token = {token: name for name, token in tokens.items()}
+        first = starts[0][0] if starts else 0.0
+        for contact in self.servers.log.contacts:
+            names = {by_token[token] for token in contact.tokens if token in by_token}
+            if not names and contact.at >= first and not contact.tokens:
+                names = {last_before(starts, contact)}
+            for name in names & set(seen):
+                if not contact.is_allowed or kind == "controls":
+                    seen[name].append(f"{contact.what} at {contact.where}:{contact.port}")
+        for row in batch:
+            end = ends.get(row.name, {"said": "ended or hung" if row.name in ran else "did not run", "ok": False})
+            reached = tuple(dict.fromkeys(seen[row.name]))
+            if row.name not in ran:
+                outcome = "not run"
+            elif kind == "controls":
+                outcome = "works" if end["ok"] else "broken"
+            else:
+                outcome = "leaked" if reached else "blocked"
+            yield Result(row.name, row.group, outcome, end["said"], reached, end.get("at", 0.0) - begins.get(row.name, 0.0))
+
+
+def search_path() -> str:
+    """PYTHONPATH as it is here: the workers have another working directory."""
+    return os.pathsep.join(str(Path(entry).resolve()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry)
+
+
+def batches(rows: Sequence[Attempt]) -> Iterator[list[Attempt]]:
+    """Groups share a process, except for those that spoil it."""
+    groups: dict[str, list[Attempt]] = {}
+    for row in rows:
+        if row.alone:
+            yield [row]
+        else:
+            groups.setdefault(row.group, []).append(row)
+    yield from groups.values()
+
+
+def last_before(starts: list[tuple[float, str]], contact: Contact) -> str:
+    """The attempt that was running when something without a token arrived."""
+    return next((name for at, name in reversed(starts) if at <= contact.at), "")
+
+
+def read(journal: Path) -> list[dict[str, Any]]:
+    """The facts of a journal; a line that is half written is left out."""
+    lines = journal.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def play(mode: str, groups: Sequence[str], *, uid: int, folder: Path, only: Sequence[str] = (), is_quick: bool = False) -> dict[str, Any]:
+    """Everything asked for, under one mode. Runs in namespaces of its own: see stage.py."""
+    load()
+    services = stage.prepare(folder)
+    os.environ["BYPASS_UID"] = str(uid)
+    rows = [row for row in ATTEMPTS.rows.values() if not groups or row.group in groups]
+    controls = [row for row in CONTROLS.rows.values() if not groups or "controls" in groups]
+    if is_quick:
+        rows, controls = [row for row in rows if row.quick], [row for row in controls if row.quick]
+    if only:
+        rows, controls = ([row for row in some if row.name in only] for some in (rows, controls))
+    with Servers(folder, services) as servers:
+        battery = Battery(mode, uid, folder, servers)
+        results = battery.run(rows)
+        working = battery.run(controls, "controls")
+    return {
+        "mode": mode, "uid": uid, "machine": platform.machine(), "kernel": platform.release(),
+        "attempts": [asdict(result) for result in results], "controls": [asdict(result) for result in working],
+        "complaints": battery.complaints,
+    }  # fmt: skip
