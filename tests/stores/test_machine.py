@@ -243,10 +243,19 @@ class MemoryInAnyOrder(AnyOrder):
 
 
 class SqliteInAnyOrder(AnyOrder):
-    """With what only a store can have that outlives its processes."""
+    """With what only a store can have that outlives its processes: another one on the same file, deaths, a new opening."""
 
     def make_stores(self) -> list:
+        self.other = self.make_sqlite()
         return [self.make_sqlite()]
+
+    def teardown(self) -> None:
+        self.other.close()
+        super().teardown()
+
+    @rule()
+    def go_on_in_the_other(self) -> None:
+        self.stores, self.other = [self.other], self.stores[0]
 
     @rule()
     def open_anew(self) -> None:

@@ -9,19 +9,19 @@ The death of a process loses nothing. A loss of power may take the last commits 
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from agentguard.core.limits import Charge, Crossed, Item, LimitRow, RefusalKind, Refused, Row, State, charge, give
-from agentguard.policy.model import Limit, OnStoreDown, Over, Per, Rule, Unit, Window
+from agentguard.core.limits import Crossed, Item, LimitRow, RefusalKind, Refused, Row, charge, give
+from agentguard.policy.model import Per
 from agentguard.stores import _verbs
 from agentguard.stores._database import Database, Schema
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._holder import Holder
+from agentguard.stores._rows import KnownRows, marks
 from agentguard.stores._watchers import Watchers
 from agentguard.stores.base import GRANTED, NOT_SETTLED, SETTLED, Balance, Granted, Isolation, Settled
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Sequence
 
-    from agentguard.core.limits import Amounts
+    from agentguard.core.limits import Amounts, Charge
     from agentguard.stores.base import Closeable, Reserve, WallClock
 
 _A = TypeVar("_A")
@@ -44,7 +44,6 @@ taken up again after days, not after months. The rows of all others are kept for
 _SHORT_LIVED = (Per.SESSION, Per.INTERACTION, Per.CALL)
 _PRUNE_EVERY_SECONDS = 3600.0
 _POLL_SECONDS = 0.005
-_KNOWN_ROWS = 4096
 _BATCH = 200
 """Holds or rows that one transaction sweeps, so that nobody waits long for the lock."""
 
@@ -67,16 +66,12 @@ _SCHEMA = Schema(
     ),
 )
 
-_COLUMNS = "c.id, c.key, c.limit_id, c.spent, c.held, c.start, c.ends, c.warned, c.warned_in, c.buckets"
-_WRITE = """UPDATE counters SET spent = ?, held = ?, start = ?, ends = ?, warned = ?, warned_in = ?, buckets = ?, used_at = ?
-    WHERE id = ?"""
-
 
 class SqliteStore:
     """A `Store` in a file, for all processes of a host.
 
     Args:
-        path: The database. It and its companions (`-wal`, `-shm`, `.lock`) are made when absent, for the owner only.
+        path: The database. It and its companions (`-wal`, `-shm`, `.lock`, `.line`) are made when absent, for the owner only.
         clock: Unix time, for windows and deadlines.
 
     Raises:
@@ -86,14 +81,11 @@ class SqliteStore:
     may_block = True
 
     def __init__(self, path: str | os.PathLike[str], clock: WallClock = time) -> None:  # the module is a WallClock
-        self._database = Database(os.path.abspath(path), _SCHEMA, self._know_nothing)  # noqa: PTH100 - links are left alone
+        self._rows = KnownRows()
+        self._database = Database(os.path.abspath(path), _SCHEMA, self._rows.forget_all)  # noqa: PTH100 - links are left alone
         self._now = clock.time
         self._me = Holder.of_this_process()
         self._name = str(self._me)
-        self._limits: dict[int, Limit] = {}
-        self._known: dict[int, tuple[int, Row]] = {}
-        self._isolated: frozenset[str] = frozenset()
-        self._epoch = -1
         self._prune_at = 0.0
         self._watchers = Watchers()
         self._poller: threading.Thread | None = None
@@ -107,8 +99,7 @@ class SqliteStore:
 
     def forget(self, keys: Iterable[str]) -> None:
         """Drop rows."""
-        doomed = [(key,) for key in keys]
-        self._database.run(lambda db: db.executemany("DELETE FROM counters WHERE key = ?", doomed))
+        self._database.run(self._forget, [(key,) for key in keys])
 
     def reserve(self, request: Reserve) -> Granted | Refused:
         """Take all charges of a call or none."""
@@ -198,39 +189,48 @@ class SqliteStore:
 
     def _register(self, db: sqlite3.Connection, rows: Sequence[LimitRow]) -> bool:
         has_changed = False
+        self._rows.look(db)
         for key, subject, limit in rows:
-            known = db.execute(f"SELECT {_COLUMNS} FROM counters c WHERE key = ?", (key,)).fetchone()  # noqa: S608 - constants
+            known = db.execute("SELECT limit_id FROM counters WHERE key = ?", (key,)).fetchone()
             if known is None:
                 state = Row.of(key, limit).state()
                 db.execute(
                     "INSERT INTO counters VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (key, subject, self._limit_id(db, limit), *state, self._now()),
+                    (key, subject, self._rows.limit_id(db, limit), *state, self._now()),
                 )
-            elif self._limit(db, known[2]) != limit:
-                row = self._row(db, known)
+            elif self._rows.limit(db, known[0]) != limit:
+                row = self._rows.by_key(db, [key])[key]
                 row.configure(limit)
                 self._write(db, [row])
-                db.execute("UPDATE counters SET limit_id = ? WHERE id = ?", (self._limit_id(db, limit), row.id))
+                db.execute("UPDATE counters SET limit_id = ? WHERE id = ?", (self._rows.limit_id(db, limit), row.id))
+                self._rows.forget()
                 has_changed = True
         return has_changed
+
+    def _forget(self, db: sqlite3.Connection, doomed: Sequence[tuple[str]]) -> None:
+        db.executemany("DELETE FROM counters WHERE key = ?", doomed)
+        self._rows.forget()
 
     def _reserve(self, db: sqlite3.Connection, request: Reserve) -> Granted | Refused:
         call, charges, subjects, force = request
         now = self._now()
-        rows = self._rows_of(db, charges)
-        if isolated := next(filter(self._isolated.__contains__, subjects), None):
+        self._rows.look(db)
+        if isolated := next(filter(self._rows.isolated.__contains__, subjects), None):
             return self._answer(db, call) or Refused(RefusalKind.ISOLATED, isolated)
+        rows = self._rows.by_key(db, [key for key, _ in charges])
         is_over = any(now >= row.ends for row in rows.values())
         answer, items = _verbs.reserve(rows, charges, now, force)
         if isinstance(answer, Refused):
             if known := self._answer(db, call):
+                self._rows.forget()  # asked before: nothing is written, not even that a window has moved on
                 return known
             if is_over:  # rows never move back, not even when the clock does so after a refusal
                 self._write(db, rows.values())
             return answer
         hold = (call, self._name, now + HOLD_SECONDS, _dump_items(items), None if answer is GRANTED else _dump_answer(answer))
         if not db.execute("INSERT OR IGNORE INTO holds VALUES (?, ?, ?, ?, ?)", hold).rowcount:
-            return self._answer(db, call) or answer  # asked before: nothing has been written
+            self._rows.forget()  # asked before
+            return self._answer(db, call) or answer
         self._write(db, rows.values())
         return answer
 
@@ -240,8 +240,9 @@ class SqliteStore:
         return None if found is None else _load_answer(found[0])
 
     def _extend(self, db: sqlite3.Connection, id: str, charges: Sequence[Charge]) -> Granted | Refused:
-        rows = self._rows_of(db, charges)
-        items = self._items(db, id, {row.id: row for row in rows.values()})
+        self._rows.look(db)
+        rows = self._rows.by_key(db, [key for key, _ in charges])
+        items = self._items(db, id)
         if items is None:
             return Refused(RefusalKind.UNREGISTERED, id)
         answer = _verbs.extend(rows, charges, items, self._now())
@@ -251,7 +252,8 @@ class SqliteStore:
         return answer
 
     def _settle(self, db: sqlite3.Connection, id: str, actual: Amounts) -> Settled:
-        items = self._items(db, id, {})
+        self._rows.look(db)
+        items = self._items(db, id)
         if items is None:
             return NOT_SETTLED
         crossed: list[Crossed] = []
@@ -267,16 +269,18 @@ class SqliteStore:
             db.execute("DELETE FROM isolations WHERE subject = ?", (subject,))
         db.execute("UPDATE control SET epoch = epoch + 1")
         (epoch,) = db.execute("SELECT epoch FROM control").fetchone()
+        self._rows.forget()
         return int(epoch)
 
     def _charge_lost(self, db: sqlite3.Connection, dead: Sequence[str]) -> int:
         dead = dead[:_BATCH]
+        self._rows.look(db)
         lost = db.execute(
-            f"SELECT id FROM holds WHERE deadline < ? OR holder IN ({_marks(len(dead))}) LIMIT {_BATCH}",  # noqa: S608 - question marks
+            f"SELECT id FROM holds WHERE deadline < ? OR holder IN ({marks(len(dead))}) LIMIT {_BATCH}",  # noqa: S608 - question marks
             (self._now(), *dead),
         ).fetchall()
         for (call,) in lost:
-            items = self._items(db, call, {}) or []
+            items = self._items(db, call) or []
             charge(items)
             self._write(db, {item[0] for item in items})
             db.execute("DELETE FROM holds WHERE id = ?", (call,))
@@ -284,73 +288,26 @@ class SqliteStore:
 
     def _balances(self, db: sqlite3.Connection, keys: Sequence[str]) -> list[Balance]:
         now = self._now()
-        rows = self._rows_of(db, [Charge(key, 0) for key in keys])
+        self._rows.look(db)
+        rows = self._rows.by_key(db, keys)
         return [Balance.of(rows[key], now) for key in keys if key in rows]
 
     def _all_rows(self, db: sqlite3.Connection) -> list[tuple[LimitRow, Balance]]:
         now = self._now()
-        found = db.execute(f"SELECT {_COLUMNS}, c.subject FROM counters c ORDER BY c.id").fetchall()  # noqa: S608 - constants
-        return [
-            (LimitRow(counted[1], subject, self._limit(db, counted[2])), Balance.of(self._row(db, tuple(counted)), now))
-            for *counted, subject in found
-        ]
+        self._rows.look(db)
+        return [(LimitRow(row.key, subject, limit), Balance.of(row, now)) for subject, limit, row in self._rows.all(db)]
 
-    # --- rows, limits and items as they are written down ------------------------------------------------------------
-
-    def _rows_of(self, db: sqlite3.Connection, charges: Sequence[Charge]) -> dict[str, Row]:
-        """The rows of a request, and the epoch, in one select; the isolations anew if the epoch has moved."""
-        (epoch, *_), *found = db.execute(_select_epoch_and_rows(len(charges)), [key for key, _ in charges]).fetchall()
-        if epoch != self._epoch:
-            self._isolated = frozenset(subject for (subject,) in db.execute("SELECT subject FROM isolations"))
-            self._epoch = epoch
-        return {counted[1]: self._row(db, counted) for counted in found}
-
-    def _items(self, db: sqlite3.Connection, id: str, at_hand: dict[int, Row]) -> list[Item] | None:
+    def _items(self, db: sqlite3.Connection, id: str) -> list[Item] | None:
         """What a call holds, of rows that are still known; None when the id is not open."""
         hold = db.execute("SELECT items FROM holds WHERE id = ?", (id,)).fetchone()
         if hold is None:
             return None
         items = json.loads(hold[0])
-        absent = [item[0] for item in items if item[0] not in at_hand]
-        if absent:
-            found = db.execute(_select_by_id(len(absent)), absent).fetchall()
-            at_hand = at_hand | {row[0]: self._row(db, row) for row in found}
-        return [Item(at_hand[row], start, held, bool(continued)) for row, start, held, continued in items if row in at_hand]
-
-    def _row(self, db: sqlite3.Connection, found: tuple[Any, ...]) -> Row:
-        """A row as it is written now. The object may be an old one: to build it is most of the cost."""
-        row_id, key, limit_id, *counted = found
-        known_limit, row = self._known.get(row_id, (0, None))
-        if row is None or known_limit != limit_id:
-            if len(self._known) >= _KNOWN_ROWS:
-                self._known.clear()
-            row = Row.of(key, self._limit(db, limit_id), row_id)
-            self._known[row_id] = limit_id, row
-        row.restore(State._make(counted))
-        return row
+        rows = self._rows.by_id(db, [item[0] for item in items])
+        return [Item(rows[row], start, held, bool(continued)) for row, start, held, continued in items if row in rows]
 
     def _write(self, db: sqlite3.Connection, rows: Iterable[Row]) -> None:
-        now = self._now()
-        db.executemany(_WRITE, [(*row.state(), now, row.id) for row in rows])
-
-    def _limit(self, db: sqlite3.Connection, id: int) -> Limit:
-        limit = self._limits.get(id)
-        if limit is None:
-            (spec,) = db.execute("SELECT spec FROM limits WHERE id = ?", (id,)).fetchone()
-            limit = self._limits[id] = _load_limit(spec)
-        return limit
-
-    def _limit_id(self, db: sqlite3.Connection, limit: Limit) -> int:
-        spec = _dump_limit(limit)
-        db.execute("INSERT OR IGNORE INTO limits VALUES (NULL, ?, ?)", (limit.per, spec))
-        (limit_id,) = db.execute("SELECT id FROM limits WHERE spec = ?", (spec,)).fetchone()
-        return int(limit_id)
-
-    def _know_nothing(self) -> None:
-        """Forget what the last connection read: this one may be to another file, with other limits under the same ids."""
-        self._limits.clear()
-        self._known.clear()
-        self._epoch = -1
+        self._rows.write(db, rows, self._now())
 
     # --- elsewhere --------------------------------------------------------------------------------------------------
 
@@ -359,14 +316,18 @@ class SqliteStore:
         idle = self._database.look(
             lambda db: db.execute(
                 f"""SELECT c.id FROM counters c JOIN limits l ON l.id = c.limit_id
-                WHERE c.used_at < ? AND l.per IN ({_marks(len(_SHORT_LIVED))})""",  # noqa: S608 - question marks
+                WHERE c.used_at < ? AND l.per IN ({marks(len(_SHORT_LIVED))})""",  # noqa: S608 - question marks
                 (before, *_SHORT_LIVED),
             ).fetchall()
         )
         for start in range(0, len(idle), _BATCH):
             doomed = [(row_id, before) for (row_id,) in idle[start : start + _BATCH]]
-            self._database.run(_delete_idle, doomed)
+            self._database.run(self._delete_idle, doomed)
         self._database.run(_delete_unused_limits)
+
+    def _delete_idle(self, db: sqlite3.Connection, doomed: Sequence[tuple[int, float]]) -> None:
+        db.executemany("DELETE FROM counters WHERE id = ? AND used_at < ?", doomed)  # it may have been used since we looked
+        self._rows.forget()
 
     def _in_batches(self, verb: Callable[[sqlite3.Connection, _A], int], argument: _A) -> int:
         """Run a verb until it finds less than a batch to do. The lock is free in between."""
@@ -402,28 +363,8 @@ def _look(db: sqlite3.Connection) -> None:
     """Nothing but a transaction: it opens the file, or says why it cannot be used."""
 
 
-def _delete_idle(db: sqlite3.Connection, doomed: Sequence[tuple[int, float]]) -> None:
-    db.executemany("DELETE FROM counters WHERE id = ? AND used_at < ?", doomed)  # it may have been used since we looked
-
-
 def _delete_unused_limits(db: sqlite3.Connection) -> None:
     db.execute("DELETE FROM limits WHERE id NOT IN (SELECT limit_id FROM counters)")
-
-
-def _marks(count: int) -> str:
-    return ", ".join("?" * count)
-
-
-@functools.cache
-def _select_epoch_and_rows(count: int) -> str:
-    epoch = "SELECT epoch, 0, 0, 0, 0, 0, 0, 0, 0, 0 FROM control"
-    row = f"SELECT {_COLUMNS} FROM counters c WHERE c.key = ?"  # noqa: S608 - constants
-    return " UNION ALL ".join([epoch] + [row] * count)  # an IN (...) builds a table of its own first: 3 us more
-
-
-@functools.cache
-def _select_by_id(count: int) -> str:
-    return f"SELECT {_COLUMNS} FROM counters c WHERE c.id IN ({_marks(count)})"  # noqa: S608 - constants
 
 
 def _dump_items(items: Iterable[Item]) -> str:
@@ -440,35 +381,4 @@ def _load_answer(text: str | None) -> Granted:
     crossed, refused = json.loads(text)
     return Granted(
         (), tuple(Crossed(*step) for step in crossed), Refused(RefusalKind(refused[0]), *refused[1:]) if refused else None
-    )
-
-
-def _dump_limit(limit: Limit) -> str:
-    return json.dumps(
-        {
-            "amount": limit.amount,
-            "unit": limit.unit,
-            "per": limit.per,
-            "window": [limit.window.every, limit.window.seconds],
-            "over": limit.over,
-            "warn_at": limit.warn_at,
-            "on_store_down": limit.on_store_down,
-            "text": limit.text,
-            "rule": [limit.rule.name, limit.rule.path, limit.rule.line],
-        }
-    )
-
-
-def _load_limit(spec: str) -> Limit:
-    read = json.loads(spec)
-    return Limit(
-        amount=read["amount"],
-        unit=Unit(read["unit"]),
-        per=Per(read["per"]),
-        window=Window(*read["window"]),
-        over=Over(read["over"]),
-        warn_at=tuple(read["warn_at"]),
-        on_store_down=OnStoreDown(read["on_store_down"]),
-        text=read["text"],
-        rule=Rule(*read["rule"]),
     )
