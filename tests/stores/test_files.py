@@ -55,7 +55,7 @@ def test_the_files_are_the_owners(sqlite, path):
 
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
 
-    assert modes == dict.fromkeys([path.name, f"{path.name}-wal", f"{path.name}-shm", f"{path.name}.lock"], 0o600)
+    assert modes == dict.fromkeys([f"{path.name}{end}" for end in ("", "-wal", "-shm", ".lock", ".line")], 0o600)
 
 
 def test_the_log_stays_small(sqlite, path):

@@ -269,6 +269,45 @@ def test_a_stopped_holder_of_the_lock_is_an_error_in_bounded_time_and_nothing_is
     assert shared.reserve(Reserve("1", charges(1))) is GRANTED
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP")
+def test_a_process_that_is_stopped_while_it_is_first_in_line_keeps_nobody_out(shared, path):
+    inside, leave = threading.Event(), threading.Event()
+    other = SqliteStore(path)
+    holder = threading.Thread(target=other._database.run, args=(lambda db: inside.set() or leave.wait(5),))
+    with worker("wait_in_line", path) as process:
+        process.stdout.readline()
+        holder.start()
+        inside.wait(5)
+        go(process)
+        while not shared._database._lock._is_waited_for():
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGSTOP)
+        threading.Timer(0.02, leave.set).start()
+        began = time.monotonic()
+
+        assert shared.reserve(Reserve("1", charges(1))) is GRANTED
+        assert time.monotonic() - began < 1
+
+    holder.join()
+    other.close()
+
+
+def test_one_process_that_decides_on_end_lets_another_take_its_turn(shared, path):
+    """What it asks for is there again at once, so the other comes in between only if it stands back."""
+    waits = []
+    with worker("decide_on_end", path) as process:
+        process.stdout.readline()
+        go(process)
+        process.stdout.readline()
+        for number in range(20):
+            time.sleep(0.005)
+            began = time.monotonic()
+            shared.reserve(Reserve(f"in-turn-{number}", charges(1)))
+            waits.append(time.monotonic() - began)
+
+    assert statistics.median(waits) < 0.02, waits
+
+
 def test_while_another_thread_decides_the_answer_without_waiting_is_none(shared):
     inside, leave = threading.Event(), threading.Event()
     other = threading.Thread(target=shared._database.run, args=(lambda db: inside.set() or leave.wait(5),))
@@ -311,6 +350,43 @@ def test_nobody_polls_while_nobody_watches(shared):
     poller.join(1)
 
     assert not poller.is_alive()
+
+
+def test_two_stores_that_decide_by_turns_count_each_other(shared, path):
+    other = SqliteStore(path)
+    for number in range(5):
+        shared.reserve(Reserve(f"mine-{number}", charges(10)))
+        other.reserve(Reserve(f"theirs-{number}", charges(1)))
+        other.settle(f"mine-{number}", Amounts(7, 7))
+
+    assert balances(shared) == balances(other) == [(35, 5)] * len(ROWS)
+    other.close()
+
+
+def test_what_is_asked_twice_is_counted_once_by_the_next_decisions_too(shared):
+    first = Reserve("1", charges(10))
+    for _ in range(3):
+        assert shared.reserve(first) is GRANTED
+    shared.reserve(Reserve("2", charges(5)))
+
+    assert balances(shared) == [(0, 15)] * len(ROWS)
+
+
+def test_a_decision_that_fails_half_way_leaves_no_trace_in_the_next(shared):
+    shared.reserve(Reserve("1", charges(10)))
+
+    with pytest.raises(ValueError, match="charges a row twice"):
+        shared.reserve(Reserve("2", (*charges(5), *charges(5))))
+    with pytest.raises(KeyboardInterrupt):
+        shared._database.run(take_and_be_interrupted, shared)
+    shared.reserve(Reserve("3", charges(1)))
+
+    assert balances(shared) == [(0, 11)] * len(ROWS)
+
+
+def take_and_be_interrupted(db, store) -> None:
+    store._reserve(db, Reserve("interrupted", charges(100)))
+    raise KeyboardInterrupt
 
 
 def test_an_isolation_in_another_process_refuses_the_next_decision(shared, path):

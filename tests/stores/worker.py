@@ -83,6 +83,21 @@ def stay_in_a_decision(store: SqliteStore) -> None:
     store._database.run(lambda db: ready())
 
 
+def wait_in_line(store: SqliteStore) -> None:
+    """Decide once, at a line on standard input."""
+    ready()
+    store.reserve(Reserve("waited", charges(1)))
+
+
+def decide_on_end(store: SqliteStore) -> None:
+    """Decide without a pause, for ever. Says when it has begun."""
+    ready()
+    for number in itertools.count():
+        store.reserve(Reserve(f"on-end-{number}", charges(1), force=True))
+        if number == 0:
+            say("begun")
+
+
 def tell(store: SqliteStore) -> None:
     """Settle at a line on standard input; says when."""
     store.reserve(Reserve("told", charges(1)))
@@ -107,6 +122,5 @@ if __name__ == "__main__":
     if what == "without_rights":
         without_rights(database)
     else:
-        {"race": race, "storm": storm, "hold": hold, "stay_in_a_decision": stay_in_a_decision, "tell": tell}[what](
-            SqliteStore(Path(database)), *rest
-        )
+        verbs = [race, storm, hold, stay_in_a_decision, wait_in_line, decide_on_end, tell]
+        next(verb for verb in verbs if verb.__name__ == what)(SqliteStore(Path(database)), *rest)

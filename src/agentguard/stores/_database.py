@@ -23,9 +23,8 @@ _T = TypeVar("_T")
 LOCK_WAIT_SECONDS = 2.0
 """How long a transaction waits for its turn. A decision takes 0.1 ms, so whoever holds the lock for longer has been stopped."""
 
-_LOCK_PAUSE_SECONDS = 100e-6
-"""Between two tries. Longer pauses are unfair (of eight processes the least served got 0.8 of the best at 50 us, 0.5 at 500 us),
-shorter ones cost processor time (2.3 times that of the decisions at 50 us, 1.8 times at 200 us, with all eight saturated)."""
+_STRANGER_PAUSE_SECONDS = 100e-6
+"""Between two tries while a stranger, who knows nothing of the lock, writes to the database."""
 
 _VERSION_WAIT_SECONDS = 0.005
 _LOOK_EVERY_SECONDS = 0.05
@@ -72,7 +71,7 @@ class Database:
     whoever has the host lock finds the database free, but for a stranger's `sqlite3` shell or a closing connection.
 
     Args:
-        path: The database; its lock is beside it. Both are made when absent, for the owner only.
+        path: The database; its lock is beside it. All are made when absent, for the owner only.
         schema: What is in it.
         on_connect: Called before the first transaction on a connection. It may be to another file than the last one.
     """
@@ -157,7 +156,7 @@ class Database:
 
     def _run(
         self,
-        begin: Callable[[], sqlite3.Connection | None],
+        begin: Callable[[float], sqlite3.Connection],
         patience: float,
         verb: Callable[Concatenate[sqlite3.Connection, _P], _T],
         *args: _P.args,
@@ -167,10 +166,7 @@ class Database:
         if not self._mutex.acquire(timeout=patience):
             raise _Busy
         try:
-            while (db := begin()) is None:
-                if time.monotonic() >= until:
-                    raise _Busy  # noqa: TRY301 - nothing is held, so nothing is to be cleaned up
-                time.sleep(_LOCK_PAUSE_SECONDS)
+            db = begin(until)
             answer = verb(db, *args, **kwargs)
             db.execute("COMMIT")
             self._lock.release()  # type: ignore[union-attr]  # `_begin` took it
@@ -187,31 +183,35 @@ class Database:
         finally:
             self._mutex.release()
 
-    def _begin(self) -> sqlite3.Connection | None:
-        """Take the lock and begin; None when it is somebody else's turn."""
+    def _begin(self, until: float) -> sqlite3.Connection:
+        """Take the lock and begin."""
         if self._pid != os.getpid():
             raise StoreUnavailable(
                 f"no decision was made: this process was forked in the middle of a decision, or by a call that Python does not "
                 f"see, and must not use the connection to {self.path!r} that it inherited.\n  Make a new guard after the fork."
             )
         if self._lock is None:
-            self._lock = HostLock(f"{self.path}.lock")
-        if not self._lock.try_acquire():
-            return None
-        try:
-            db = self._connected()
-            db.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if not _is_busy(error):
-                raise
-            self._lock.release()
-            return None
-        return db
+            self._lock = HostLock(self.path)
+        while True:
+            if not self._lock.acquire(until):
+                raise _Busy
+            try:
+                db = self._connected()
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error):
+                    raise
+                self._lock.release()
+                if time.monotonic() >= until:
+                    raise _Busy from error
+                time.sleep(_STRANGER_PAUSE_SECONDS)
+            else:
+                return db
 
-    def _begin_beside(self) -> sqlite3.Connection | None:
+    def _begin_beside(self, until: float) -> sqlite3.Connection:
         """Begin to read, without the lock; what opens the file needs it."""
         if self._db is None or self._pid != os.getpid():
-            return self._begin()
+            return self._begin(until)
         self._db.execute("BEGIN")
         return self._db
 
