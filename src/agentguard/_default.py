@@ -184,7 +184,7 @@ def _build(
     else:
         guard, file = _guard_for(policy, agent, mode, store)
         guard.observe(*observers)
-        _refuse_missing_egress(guard, egress)
+        _hold_egress(guard, egress)
     close_record = _keep_record(guard)
     close_telemetry = _telemetry(guard)
     in_process = _in_process_egress()
@@ -260,13 +260,19 @@ def _store_for(store: Store | str | None) -> Store:
     return open_store(store)
 
 
-def _refuse_missing_egress(guard: Guard, egress: str | None) -> None:
-    """Kernel enforcement is not built yet; who asks for it must not believe to have it."""
-    asked = {egress} if egress else {agent.external_calls.enforcement for agent in guard.policy.agents}
-    if "kernel" in asked:
+def _hold_egress(guard: Guard, egress: str | None) -> None:
+    """Have the kernel hold the policy's boundary, where that is asked for."""
+    from agentguard.egress.kernel.hold import chosen, hold
+
+    try:
+        enforcement = chosen(guard.policy, egress)
+        if enforcement != "in_process":
+            from agentguard.egress.kernel.activate import activate
+
+            hold(guard.policy, enforcement, activate)
+    except (EnforcementUnavailable, ValueError):
         guard.close()
-        msg = "enforcement: kernel was asked for, and this version enforces egress in process only; write in_process, or auto"
-        raise EnforcementUnavailable(msg)
+        raise
 
 
 def _keep_record(guard: Guard) -> Callable[[], None]:

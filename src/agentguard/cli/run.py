@@ -6,6 +6,7 @@ Python children are instrumented as they start, by a `sitecustomize` on PYTHONPA
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from agentguard.cli._command import Command, policy_option, store_option
+from agentguard.policy.model import Mode, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,10 +42,23 @@ logger: logging.Logger = logging.getLogger("agentguard")
     show_envvar=True,
     help="Outranks the policy's: report refuses nothing.",
 )
+@click.option(
+    "--egress",
+    type=click.Choice(["auto", "kernel", "in_process"]),
+    envvar="AGENTGUARD_EGRESS",
+    show_envvar=True,
+    help="Who enforces external_calls: the kernel, over every process that the program starts; this process alone; or the "
+    "kernel where it can be had, which is the default.",
+)
 @store_option
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="PROGRAM [ARGS]...")
 def run(
-    policy_path: str | None, agent: str | None, mode: str | None, store_url: str | None, program: tuple[str, ...]
+    policy_path: str | None,
+    agent: str | None,
+    mode: str | None,
+    egress: str | None,
+    store_url: str | None,
+    program: tuple[str, ...],
 ) -> NoReturn:
     r"""Run a program, and its Python children, under the guard.
 
@@ -63,15 +78,17 @@ def run(
         if len(argv) == 1:
             message = "-m needs the name of a module"
             raise click.UsageError(message)
+        _hold(egress)
         _instrument()
         _run_module(argv[1], argv[2:])
     if argv[0].endswith(_SUFFIXES):
         if not Path(argv[0]).is_file():
             message = f"no such script: {argv[0]}"
             raise click.UsageError(message)
+        _hold(egress)
         _instrument()
         _run_script(argv[0], argv[1:])
-    _run_command(argv)
+    _run_command(argv, egress)
 
 
 def _set_environment(policy_path: str | None, agent: str | None, mode: str | None, store_url: str | None) -> None:
@@ -92,6 +109,25 @@ def _set_environment(policy_path: str | None, agent: str | None, mode: str | Non
 
 def _other_entries(path: str) -> list[str]:
     return [entry for entry in path.split(os.pathsep) if entry and entry != str(_BOOTSTRAP)]
+
+
+def _hold(egress: str | None) -> None:
+    """Have the kernel hold the policy's boundary, if it is asked for: what goes on is a child of this process then."""
+    from agentguard.cli._sources import find_policy_file, load_policy
+    from agentguard.egress.kernel.hold import chosen, hold
+
+    path = find_policy_file(None)
+    policy = Policy(mode=Mode.REPORT) if path is None else load_policy(path)
+    if mode := os.environ.get("AGENTGUARD_MODE"):
+        policy = dataclasses.replace(policy, mode=Mode(mode))
+    enforcement = chosen(policy, egress, default="auto")
+    is_held = False
+    if enforcement != "in_process" and sys.platform.startswith("linux"):
+        from agentguard.egress.kernel.activate import enter
+
+        is_held = hold(policy, enforcement, enter)
+    # Programs below instrument themselves: they neither try what could not be had, nor ask for more than was chosen here.
+    os.environ["AGENTGUARD_EGRESS"] = enforcement if is_held else "in_process"
 
 
 def _instrument() -> None:
@@ -178,7 +214,7 @@ def _frames_of_program(found: TracebackType | None) -> TracebackType | None:
 # ------------------------------------------------------------------------------------------------------ another program
 
 
-def _run_command(argv: Sequence[str]) -> NoReturn:
+def _run_command(argv: Sequence[str], egress: str | None) -> NoReturn:
     """Replace this process by the program; Windows, which cannot, waits for it."""
     found = shutil.which(argv[0])
     if found is None:
@@ -186,6 +222,7 @@ def _run_command(argv: Sequence[str]) -> NoReturn:
         raise click.UsageError(message)
     from agentguard.cli._banner import banner_of_command
 
+    _hold(egress)
     _announce(banner_of_command(argv[0], os.environ.get("AGENTGUARD_POLICY")))
     sys.stdout.flush()
     if os.name == "posix":

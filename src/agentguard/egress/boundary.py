@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from agentguard.policy.hosts import HostError, HostPattern, HostRules, Kind, Verdict, address_of, canonical
+from agentguard.policy.hosts import HostError, HostPattern, HostRules, Kind, Verdict, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,6 +33,9 @@ class Place(NamedTuple):
         return f"{self.path}:{self.line}" if self.line else self.path
 
 
+NOWHERE = Place("", 0)
+
+
 class Endpoint(NamedTuple):
     """An address of agentguard's own: its collector, its store, its control plane. Every process of the tree may reach it."""
 
@@ -52,8 +55,8 @@ class Reach:
     allow_metadata: bool = False
     allow_udp: bool = False
     unix_sockets: tuple[str, ...] = ()
-    allowed_at: Place = Place("", 0)
-    blocked_at: Place = Place("", 0)
+    allowed_at: Place = NOWHERE
+    blocked_at: Place = NOWHERE
 
     @classmethod
     def of(cls, agent: AgentPolicy) -> Self:
@@ -70,7 +73,7 @@ class Reach:
             allow_private=external.allow_private,
             allow_metadata=external.allow_metadata,
             allow_udp=external.allow_udp,
-            unix_sockets=tuple(getattr(external, "unix_sockets", ())),
+            unix_sockets=external.unix_sockets,
             allowed_at=Place(external.rule.path, external.rule.line),
             blocked_at=Place(blocked.path, blocked.line),
         )
@@ -136,6 +139,11 @@ class Boundary:
     def unwritten(self) -> tuple[str, ...]:
         """The agents whose policy lists no hosts: one of them leaves the whole tree unbounded."""
         return tuple(reach.agent for reach in self.reaches if reach.is_unwritten)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing is refused: there is no agent, or one whose policy lists no hosts."""
+        return not self.reaches or bool(self.unwritten)
 
     @property
     def allows_udp(self) -> bool:
@@ -220,7 +228,7 @@ class Boundary:
     def _union(self, verdicts: Iterator[Verdict]) -> Verdict:
         """The first verdict that allows; else the refusal that says most, with its place."""
         told: Verdict | None = None
-        at: Place = Place("", 0)
+        at = NOWHERE
         for number, verdict in enumerate(verdicts):
             if verdict.allowed:
                 return verdict

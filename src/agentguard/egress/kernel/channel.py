@@ -1,0 +1,96 @@
+"""This process's end of the control channel: what holds, one bound more, and word of what was refused."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentguard.egress.boundary import Boundary
+
+NAME = "\0agentguard"
+_SECONDS = 10.0
+
+
+class Status(NamedTuple):
+    """What the supervisor of this process tree says of itself."""
+
+    supervisor: int
+    log: str
+    is_full: bool
+    is_enforced: bool
+    path: str
+
+
+class NoSupervisor(OSError):
+    """This process has no supervisor, or it does not answer."""
+
+
+def ask_status() -> Status:
+    """What holds for this process.
+
+    Raises:
+        NoSupervisor: Nothing does.
+    """
+    found = _ask({"ask": "status"})
+    return Status(found["supervisor"], found["log"], found["full"], found["enforced"], found["path"])
+
+
+def narrow(boundary: Boundary) -> bool:
+    """Hold one more boundary from now on. False when parts of it go beyond what is held already, and stay closed.
+
+    Raises:
+        NoSupervisor: There is none that could, or it holds too many already.
+    """
+    found = _ask({"ask": "narrow", "boundary": boundary.to_json()})
+    if not found["narrowed"]:
+        raise NoSupervisor
+    return bool(found["is_whole"])
+
+
+def listen(on_refusal: Callable[[dict[str, Any]], None]) -> None:
+    """Be told what is refused to this process and its children, on a thread of its own, as long as both live.
+
+    Raises:
+        NoSupervisor: There is none.
+    """
+    connection = _connect()
+    connection.sendall(b'{"ask":"listen"}\n')
+    connection.settimeout(None)
+    threading.Thread(target=_hear, args=(connection, on_refusal), name="agentguard-egress", daemon=True).start()
+
+
+def _hear(connection: socket.socket, on_refusal: Callable[[dict[str, Any]], None]) -> None:
+    with connection, connection.makefile("rb") as lines:
+        for line in lines:
+            message = json.loads(line)
+            if "refused" in message:
+                on_refusal(message["refused"])
+
+
+def _ask(request: dict[str, Any]) -> dict[str, Any]:
+    with _connect() as connection:
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        try:
+            with connection.makefile("rb") as lines:
+                found = json.loads(lines.readline())
+        except (OSError, ValueError) as error:
+            raise NoSupervisor(str(error)) from error
+    if not isinstance(found, dict) or "error" in found:
+        raise NoSupervisor
+    return found
+
+
+def _connect() -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(_SECONDS)
+    try:
+        connection.connect(NAME)
+    except OSError as error:
+        connection.close()
+        raise NoSupervisor(error.errno, str(error)) from error
+    return connection

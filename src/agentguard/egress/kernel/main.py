@@ -1,0 +1,165 @@
+"""The life of a supervisor: it is told what to hold, is handed the listener, and serves until nobody is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from agentguard.egress.boundary import Boundary
+from agentguard.egress.kernel import abi, tasks
+from agentguard.egress.kernel.broker import Broker, read_hosts, read_nameservers
+from agentguard.egress.kernel.control import Control
+from agentguard.egress.kernel.judge import Judge
+from agentguard.egress.kernel.record import Record
+from agentguard.egress.kernel.sockets import DuplicatedSockets
+from agentguard.egress.kernel.supervisor import Supervisor
+from agentguard.egress.pins import Pins
+
+_LARGEST_MESSAGE = 4 * 1024 * 1024
+
+
+def main(descriptor: int) -> None:
+    """Serve one tree, which is at the other end of `descriptor`."""
+    abi.prctl(abi.PR_SET_DUMPABLE, 0)  # nobody of this user may look into us, or take our descriptors
+    link = socket.socket(fileno=descriptor)
+    order = json.loads(_receive(link))
+    if order["detached"]:
+        _leave_the_family()
+    listener = _take_over(link, order)
+    link.close()
+    child = order.get("child")
+    if child:
+        _attend(child)
+    if listener is not None:
+        users = select.poll()
+        users.register(listener, 0)  # only the end of the last task under the filter is waited for
+        users.poll()
+    os._exit(0)
+
+
+def _take_over(link: socket.socket, order: dict[str, Any]) -> int | None:
+    """Begin to serve; the listener, or None when this cannot be done: the program has been told, and is not held."""
+    try:
+        _look_at(order["probe"])
+        serve = _prepare(Boundary.from_json(order["boundary"]), order)
+    except (OSError, ValueError) as error:
+        _send(link, {"error": str(error)})
+        return None
+    _send(link, {"ready": os.getpid()})
+    _, descriptors, _, _ = socket.recv_fds(link, 64, 1)
+    if not descriptors:
+        return None
+    serve(descriptors[0])
+    _send(link, {"on": True})
+    return descriptors[0]
+
+
+def _leave_the_family() -> None:
+    """Be nobody's child: a program that waits for all of its children must not meet us. Nor are we hit by its Ctrl-C."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+
+
+def _look_at(probe: dict[str, int]) -> None:
+    """Try on the task that asks what every call will need.
+
+    Raises:
+        OSError: The kernel does not let us; the message names the cause.
+    """
+    try:
+        tasks.read_memory(probe["tid"], probe["address"], probe["length"])
+    except OSError as error:
+        cause = "the kernel lets no process look into another of the same user"
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as file:  # noqa: PTH123
+            cause += f" (kernel.yama.ptrace_scope is {file.read().strip()})"
+        raise OSError(error.errno, f"{cause}: {error.strerror}") from None
+
+
+def _prepare(boundary: Boundary, order: dict[str, Any]) -> Any:
+    """Everything that is needed, made before the filter stands."""
+    judge = Judge(boundary, Pins(time.monotonic), read_hosts(), order["folders"])
+    control = Control(judge, {"supervisor": os.getpid(), "log": order["log"], "full": order["full"]})
+    record = Record(order["log"], order["terminal"], control.tell)
+    nameservers = read_nameservers()
+    broker = Broker(
+        judge, nameservers, lambda name, verdict: record.refuse("resolve", 0, name, verdict, enforced=judge.is_enforced)
+    )
+    ways = {int(socket.SOCK_STREAM): broker.stream_address, int(socket.SOCK_DGRAM): broker.datagram_address}
+    sockets = DuplicatedSockets()
+
+    def serve(listener: int) -> None:
+        sys.setswitchinterval(0.001)
+        broker.start()
+        control.start()
+        detours = dict.fromkeys(nameservers, ways)
+        Supervisor(listener, judge, record, sockets, detours, control.invite).start()
+
+    return serve
+
+
+_PASSED_ON = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+
+
+def _attend(child: int) -> None:
+    """Pass signals on to the program, and end as it ends."""
+    _bury(child)
+    while True:
+        info = signal.sigwaitinfo(_PASSED_ON | {signal.SIGCHLD})
+        if info.si_signo == signal.SIGCHLD:
+            _bury(child)
+        elif info.si_code <= 0:  # sent by somebody; what the terminal sends reaches the program by itself
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, info.si_signo)
+
+
+def _bury(child: int) -> None:
+    """Take note of every process that has ended: orphans of the program are ours."""
+    while True:
+        try:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            os._exit(1)
+        if not ended:
+            return
+        if ended == child:
+            _end_like(status)
+
+
+def _end_like(status: int) -> None:
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        with contextlib.suppress(OSError):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        os.kill(os.getpid(), number)
+        os._exit(128 + number)
+    os._exit(os.WEXITSTATUS(status))
+
+
+def _receive(link: socket.socket) -> bytes:
+    length = int.from_bytes(_receive_exactly(link, 4))
+    if length > _LARGEST_MESSAGE:
+        sys.exit(1)
+    return _receive_exactly(link, length)
+
+
+def _receive_exactly(link: socket.socket, length: int) -> bytes:
+    received = b""
+    while len(received) < length:
+        part = link.recv(length - len(received))
+        if not part:
+            sys.exit(1)
+        received += part
+    return received
+
+
+def _send(link: socket.socket, message: dict[str, Any]) -> None:
+    link.sendall(json.dumps(message).encode() + b"\n")
