@@ -6,7 +6,10 @@ Prints one JSON object of facts; what the servers received is the truth.
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import signal
 import socket
 import struct
 import subprocess
@@ -55,9 +58,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def serve_dns() -> None:
-    """Answer A questions from the table above."""
+    """Answer A questions from the table above, in a process of its own: the guarded one may send no datagrams."""
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.0.0.1", 53))
+    child = os.fork()
+    if child:
+        server.close()
+        atexit.register(os.kill, child, signal.SIGKILL)
+        return
     while True:
         query, client = server.recvfrom(512)
         labels, at = [], 12
@@ -79,7 +87,7 @@ def prepare(resolv_conf: str) -> None:
             subprocess.run(["ip", "addr", "add", address, "dev", "lo"], check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["mount", "--bind", resolv_conf, "/etc/resolv.conf"], check=True)
-    threading.Thread(target=serve_dns, daemon=True).start()
+    serve_dns()
 
 
 def outcome(url: str) -> dict[str, object]:
