@@ -191,7 +191,7 @@ def _caller(record: Record) -> Caller:
 
 
 def _run(record: Record) -> tuple[object, ...]:
-    return record.get("agent"), record.get("session"), record["name"]
+    return record.get("session"), record["name"]  # a scope's end does not name the process's own agent, a refusal does
 
 
 def _was_reported(record: Record, reported: dict[tuple[object, ...], int]) -> bool:

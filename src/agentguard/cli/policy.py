@@ -10,6 +10,7 @@ from agentguard.cli._command import Command, Exit, clean, console, json_option, 
 from agentguard.cli._sources import load_policy, required_policy
 from agentguard.cli.policy_edit import allow, changes_as_json, deny, print_changes
 from agentguard.cli.policy_learn import learn
+from agentguard.cli.policy_replay import replay
 from agentguard.core.explain import UNCOUNTED
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def policy() -> None:
 policy.add_command(allow)
 policy.add_command(deny)
 policy.add_command(learn)
+policy.add_command(replay)
 
 
 # ---------------------------------------------------------------------------------------------------------------- check

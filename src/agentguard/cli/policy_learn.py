@@ -222,7 +222,7 @@ def _print(proposals: list[Proposal]) -> None:
             mark, style = ("?", "yellow") if entry.flags else (" ", "dim") if entry.is_allowed else ("+", "green")
             calls = f"{entry.calls:,} {'call' if entry.calls == 1 else 'calls'}"
             table.add_row(mark, clean(_said(entry)), calls, _day(entry.first), _day(entry.last), clean(_why(entry)), style=style)
-        out.print(Padding(table, (0, 0, 1, 2)))
+        out.print(Padding(table, (0, 0, 1, 2), expand=False))
 
 
 def _said(entry: Entry) -> str:
