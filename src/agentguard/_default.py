@@ -46,11 +46,11 @@ class Instrumentation:
         is_disabled: Whether AGENTGUARD_DISABLED has switched everything off.
     """
 
-    def __init__(self, guard: Guard, seams: Seams | None, egress: InProcess | None, close: Callable[[], None]) -> None:
+    def __init__(self, guard: Guard, seams: Seams | None, remove: Callable[[], None], close: Callable[[], None]) -> None:
         self.guard = guard
         self.is_disabled: bool = seams is None
         self._seams = seams
-        self._egress = egress
+        self._remove = remove
         self._close = close
 
     def status(self) -> list[SeamStatus]:
@@ -63,12 +63,8 @@ class Instrumentation:
         with _lock:
             if _current is self:
                 _current = None
-            seams, self._seams = self._seams, None
-            egress, self._egress = self._egress, None
-        if egress is not None:
-            egress.remove()
-        if seams is not None:
-            seams.remove()
+            self._seams = None
+        self._remove()
         self.guard.close()
         self._close()
         atexit.unregister(self.guard.flush)
@@ -187,23 +183,29 @@ def _build(
         _hold_egress(guard, egress)
     close_record = _keep_record(guard)
     close_telemetry = _telemetry(guard)
-    in_process = _in_process_egress()
-    seams = _seams(guard, only, in_process)
+    net, below = _egress()
+    seams = _seams(guard, only)
     try:
         seams.install()
     except SeamError:
         seams.remove()
         guard.close()
         raise
-    in_process.install()
+    below.install()
+    net.install()
     if file is not None:
         guard.chore(lambda: _reload(guard, file, _chosen_mode(mode)))
+
+    def remove() -> None:
+        net.remove()
+        below.remove()
+        seams.remove()
 
     def close() -> None:
         close_record()
         close_telemetry()
 
-    installed = Instrumentation(guard, seams, in_process, close)
+    installed = Instrumentation(guard, seams, remove, close)
     atexit.register(guard.flush)
     return installed
 
@@ -215,7 +217,7 @@ def _disabled() -> Instrumentation:
     guard.tell(GuardDisabled(SYSTEM_CLOCK.time(), "AGENTGUARD_DISABLED"))
     guard.flush()
     logger.warning("agentguard is switched off by AGENTGUARD_DISABLED: nothing is guarded")
-    return Instrumentation(guard, None, None, close_record)
+    return Instrumentation(guard, None, lambda: None, close_record)
 
 
 def _guard_for(
@@ -293,14 +295,18 @@ def _telemetry(guard: Guard) -> Callable[[], None]:
     return telemetry.close
 
 
-def _in_process_egress() -> InProcess:
+def _egress() -> tuple[InProcess, Seams]:
+    """The net under all libraries, and its seams in those that look up or start what no audit event tells of."""
     from agentguard.egress.in_process import InProcess
-
-    return InProcess(find_guard)
-
-
-def _seams(guard: Guard, only: Collection[str] | None, egress: InProcess) -> Seams:
     from agentguard.integrations import event_loops, multiprocessing
+    from agentguard.integrations._seam import Seams
+
+    net = InProcess(find_guard)
+    below = [*event_loops.integrations(net.loops), multiprocessing.integration(net.children.started)]
+    return net, Seams(below, find_guard, lambda *_: None, lambda: True)
+
+
+def _seams(guard: Guard, only: Collection[str] | None) -> Seams:
     from agentguard.integrations._seam import Seams
     from agentguard.integrations.registry import integrations
 
@@ -316,8 +322,6 @@ def _seams(guard: Guard, only: Collection[str] | None, egress: InProcess) -> Sea
     if only is not None and (unknown := set(only) - {one.library for one in integrations(verify)}):
         msg = f"only= names libraries that agentguard does not know: {', '.join(sorted(unknown))}"
         raise ValueError(msg)
-    # Below every library: what is hooked here serves the net under them, whichever of them are guarded.
-    wanted += [*event_loops.integrations(egress.loops), multiprocessing.integration(egress.children.started)]
     seams = Seams(wanted, find_guard, report, lambda: guard.policy.mode is Mode.REPORT)
     return seams
 

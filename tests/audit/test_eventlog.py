@@ -27,6 +27,7 @@ from agentguard.events import (
     CallAdmitted,
     CallDenied,
     CallSettled,
+    ChildStarted,
     EstimateBreached,
     Event,
     GuardDisabled,
@@ -74,6 +75,7 @@ EVENTS = [
     SeamChanged(AT, "openai", "SyncAPIClient.request", "installed"),
     SubjectIsolated(AT, "agent:researcher", True, "ops", "incident 7", 3),
     SubjectIsolated(AT, "agent:researcher", False, "ops", "", 4),
+    ChildStarted(AT, "curl", CALLER, "start it with agentguard run"),
     GuardDisabled(AT, "AGENTGUARD_DISABLED"),
 ]
 

@@ -138,6 +138,7 @@ def _every_kind():
     from agentguard.core.limits import Crossed
     from agentguard.events import (
         BudgetThresholdCrossed,
+        ChildStarted,
         EstimateBreached,
         GuardDisabled,
         PolicyLoaded,
@@ -157,6 +158,7 @@ def _every_kind():
         PolicyLoaded(1.0, "a.yaml", "d", "enforce", ("bot",), ""),
         SeamChanged(1.0, "openai", "x", "lost"),
         SubjectIsolated(1.0, "agent:bot", True, "ops", "why", 1),
+        ChildStarted(1.0, "curl", BOT, "start it with agentguard run"),
         GuardDisabled(1.0, "AGENTGUARD_DISABLED"),
     ]
 

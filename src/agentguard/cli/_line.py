@@ -115,6 +115,10 @@ def _isolated(record: Record) -> _Said:
     return _Said(word, colour, f"{record.get('subject')} by {record.get('by', '?')}{why}")
 
 
+def _child(record: Record) -> _Said:
+    return _Said("child", None, f"{record.get('program')} was started, which the policy does not hold in process")
+
+
 def _disabled(record: Record) -> _Said:
     return _Said("OFF", "red", f"nothing is guarded: {record.get('why')}")
 
@@ -136,6 +140,7 @@ _SAYINGS: dict[str, Callable[[Record], _Said]] = {
     "call_admitted": _admitted,
     "call_denied": _denied,
     "call_settled": _settled,
+    "child_started": _child,
     "estimate_breached": _breached,
     "events_lost": _lost,
     "guard_disabled": _disabled,

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 REMEDY: Final = "Start the program with `agentguard run`, or write `enforcement: kernel`: then its children are governed too."
 
+_ASKED_BY_PYTHON = frozenset({"arp", "cc", "gcc", "ifconfig", "ip", "ld", "ldconfig", "netstat", "objdump", "uname"})
+"""Programs that `platform`, `ctypes.util` and `uuid` ask about the machine: nobody has thought of starting them."""
+
 _PYTHON = re.compile(r"python[0-9.]*(\.exe)?")
 
 logger: logging.Logger = logging.getLogger("agentguard")
@@ -49,7 +52,7 @@ class Children:
         self.started(argv[0] if isinstance(argv, list | tuple) and argv else argv)
 
     def _tell(self, program: str, env: Any) -> None:
-        if self.are_governed or program in self._told:
+        if self.are_governed or program in self._told or program in _ASKED_BY_PYTHON:
             return
         guard = self._resolve()
         if guard is None or OWN_TRAFFIC.get() or all(agent.external_calls.is_unwritten for agent in guard.policy.agents):

@@ -62,7 +62,6 @@ class Net:
         self.pins: Pins = pins
         self._resolve = resolve
         self._reaches: weakref.WeakKeyDictionary[Rights, Reach] = weakref.WeakKeyDictionary()
-        self._own_folders = own_folders()
         self._own_names = _own_names()
         self._thread = threading.local()
 
@@ -185,7 +184,7 @@ class Net:
         if asking is None:
             return
         path = path_of(address)
-        if refusal := asking.reach.refuses_socket(path, self._own_folders, asking.caller):
+        if refusal := asking.reach.refuses_socket(path, own_folders(), asking.caller):
             _refuse(asking, HTTPCall("CONNECT", Target("unix", path, 0, "")), refusal)
 
     def judge_family(self, family: str) -> None:

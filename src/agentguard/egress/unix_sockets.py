@@ -6,7 +6,7 @@ A Unix socket is a way out: whoever may speak to Docker's socket, to D-Bus or to
 from __future__ import annotations
 
 import os
-import tempfile
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,8 +18,11 @@ _SERVICES = (".", "dbus-", "gpg-", "mysql", "ssh-", "tmux-")
 """How the names of well-known services begin that keep their sockets in the temporary folder (X11's with a dot)."""
 
 
+@cache
 def own_folders() -> tuple[str, ...]:
     """Where programs keep sockets of their own: multiprocessing's managers and forkservers need them."""
+    import tempfile  # and what it imports: only where there are Unix sockets
+
     named = (tempfile.gettempdir(), os.environ.get("TMPDIR", ""))
     return tuple(dict.fromkeys(os.path.realpath(folder) for folder in named if folder))
 
