@@ -11,6 +11,7 @@ import asyncio
 import json
 import sys
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,14 @@ def _aiohttp(base: str) -> None:
     asyncio.run(get())
 
 
+def _websockets(base: str) -> None:
+    import_module("websockets.asyncio.client")
+    with suppress(import_module("websockets.exceptions").InvalidHandshake):  # the provider speaks HTTP only; the call was made
+        import_module("websockets.sync.client").connect(
+            f"ws{base.removeprefix('http')}/v1/models", open_timeout=_TIMEOUT_SECONDS
+        ).close()
+
+
 def _http_client(base: str) -> None:
     from http.client import HTTPConnection
 
@@ -91,6 +100,7 @@ _CANARIES: dict[str, Callable[[str], None]] = {
     "requests": _requests,
     "urllib3": _urllib3,
     "aiohttp": _aiohttp,
+    "websockets": _websockets,
     "python": _http_client,
 }
 """By distribution; `python` is the standard library's http.client, which urllib.request uses too."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ALLOW_UDP = "external_calls.allow_udp"
 EXTERNAL_CALLS = "external_calls"
 
+_MAX_PASSED = 4096
 _SWITCHES = frozenset({"allow_private", "allow_metadata"})
 
 
@@ -36,6 +37,7 @@ class Reach:
         self._rights = rights
         agents = [agent for agent in rights.agents if not agent.external_calls.is_unwritten]
         self._hosts = [(agent, HostRules(agent.external_calls, provider_hosts(agent))) for agent in agents]
+        self._passed: set[tuple[str, int, frozenset[str]]] = set()
 
     @property
     def is_unwritten(self) -> bool:
@@ -68,11 +70,22 @@ class Reach:
                 return _denied(agent, caller, f"look up the name of {address}", verdict, address)
         return None
 
-    def refuses_connection(self, address: str, port: int, names: Iterable[str], caller: Caller) -> Decision | None:
+    def refuses_connection(self, address: str, port: int, names: frozenset[str], caller: Caller) -> Decision | None:
         """Judge an address as what one of `names` resolved to, or as itself. One that is allowed suffices.
 
         The refusal that is told is that of a name, and of an allowed name first: it says more than that of an address.
         """
+        # What passes once passes always: nothing else goes into the judgement.
+        if (address, port, names) in self._passed:
+            return None
+        refusal = self._refuses_each(address, port, names, caller)
+        if refusal is None:
+            if len(self._passed) >= _MAX_PASSED:
+                self._passed.clear()
+            self._passed.add((address, port, names))
+        return refusal
+
+    def _refuses_each(self, address: str, port: int, names: Iterable[str], caller: Caller) -> Decision | None:
         told: Decision | None = None
         for name in sorted(names):
             refusal = self._refuses_name(name, address, port, caller)

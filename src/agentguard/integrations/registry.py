@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agentguard.integrations import aiohttp, anthropic, http_client, httpx, openai, requests, urllib3
+from agentguard.integrations import aiohttp, anthropic, http_client, httpx, openai, requests, urllib3, websockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,4 +23,5 @@ def integrations(verify: Callable[[str], None]) -> tuple[Integration, ...]:
         urllib3.URLLIB3,
         http_client.PYTHON,
         aiohttp.AIOHTTP,
+        websockets.WEBSOCKETS,
     )
