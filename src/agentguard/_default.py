@@ -180,10 +180,11 @@ def _build(
     else:
         guard, file = _guard_for(policy, agent, mode, store)
         guard.observe(*observers)
-        _hold_egress(guard, egress)
+    is_held = _hold_egress(guard, egress)
     close_record = _keep_record(guard)
     close_telemetry = _telemetry(guard)
-    net, below = _egress()
+    stop_telling = _tell_kernel_refusals(guard) if is_held else None
+    net, below = _egress(is_held=is_held)
     seams = _seams(guard, only)
     try:
         seams.install()
@@ -202,6 +203,8 @@ def _build(
         seams.remove()
 
     def close() -> None:
+        if stop_telling is not None:
+            stop_telling()
         close_record()
         close_telemetry()
 
@@ -262,19 +265,26 @@ def _store_for(store: Store | str | None) -> Store:
     return open_store(store)
 
 
-def _hold_egress(guard: Guard, egress: str | None) -> None:
-    """Have the kernel hold the policy's boundary, where that is asked for."""
+def _hold_egress(guard: Guard, egress: str | None) -> bool:
+    """Have the kernel hold the policy's boundary, where that is asked for; whether it does."""
     from agentguard.egress.kernel.hold import chosen, hold
 
     try:
         enforcement = chosen(guard.policy, egress)
-        if enforcement != "in_process":
-            from agentguard.egress.kernel.activate import activate
+        if enforcement == "in_process":
+            return False
+        from agentguard.egress.kernel.activate import activate
 
-            hold(guard.policy, enforcement, activate)
+        return hold(guard.policy, enforcement, activate)
     except (EnforcementUnavailable, ValueError):
         guard.close()
         raise
+
+
+def _tell_kernel_refusals(guard: Guard) -> Callable[[], None]:
+    from agentguard.egress.kernel.telling import tell_refusals
+
+    return tell_refusals(guard)
 
 
 def _keep_record(guard: Guard) -> Callable[[], None]:
@@ -295,13 +305,13 @@ def _telemetry(guard: Guard) -> Callable[[], None]:
     return telemetry.close
 
 
-def _egress() -> tuple[InProcess, Seams]:
+def _egress(*, is_held: bool) -> tuple[InProcess, Seams]:
     """The net under all libraries, and its seams in those that look up or start what no audit event tells of."""
     from agentguard.egress.in_process import InProcess
     from agentguard.integrations import event_loops, multiprocessing
     from agentguard.integrations._seam import Seams
 
-    net = InProcess(find_guard)
+    net = InProcess(find_guard, governs_children=is_held)
     below = [*event_loops.integrations(net.loops), multiprocessing.integration(net.children.started)]
     return net, Seams(below, find_guard, lambda *_: None, lambda: True)
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from agentguard.policy.hosts import IPAddress
     from agentguard.policy.model import AgentPolicy, Policy
 
-UNIX_SOCKETS = "external_calls.unix_sockets"
 OWN_ENDPOINTS = "agentguard's own endpoints"
 _UNREADABLE = "a boundary that cannot be read"
 

@@ -103,7 +103,7 @@ def this_machine() -> Machine | None:
     return known if ctypes.sizeof(ctypes.c_void_p) == 8 else None
 
 
-_NUMBERS = (this_machine() or MACHINES["x86_64"]).numbers
+NUMBERS: dict[str, int] = (this_machine() or MACHINES["x86_64"]).numbers
 
 
 def syscall(name: str, *args: int | ctypes.Array[ctypes.c_char]) -> int:
@@ -113,7 +113,7 @@ def syscall(name: str, *args: int | ctypes.Array[ctypes.c_char]) -> int:
         OSError: The kernel refused it.
     """
     given = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
-    done: int = _syscall(ctypes.c_long(_NUMBERS[name]), *given)
+    done: int = _syscall(ctypes.c_long(NUMBERS[name]), *given)
     if done < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")

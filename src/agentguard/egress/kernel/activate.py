@@ -21,16 +21,23 @@ from typing import TYPE_CHECKING, Any
 
 from agentguard.egress.kernel import abi, channel
 from agentguard.egress.kernel.filter import build
-from agentguard.egress.kernel.install import install
+from agentguard.egress.kernel.install import CutOff, install
+from agentguard.egress.kernel.survey import look_at_descriptors
 from agentguard.errors import EnforcementUnavailable
 from agentguard.stores.state import state_dir
 
 if TYPE_CHECKING:
+    import io
+
     from agentguard.egress.boundary import Boundary
     from agentguard.egress.kernel.abi import Machine
 
 _START = str(Path(__file__).with_name("start.py"))
 _SECONDS = 15.0
+_NO_DATAGRAMS = (
+    "kernel enforcement is not to be had: datagrams (external_calls.allow_udp, or a datagram socket that is open) need "
+    "pidfd_getfd, which is forbidden here; Docker allows it with --cap-add SYS_PTRACE"
+)
 _LINK = 3  # where the supervisor finds its end of the link
 
 
@@ -113,39 +120,60 @@ def _is_held_already() -> bool:
 
 
 def _hand_over(machine: Machine, boundary: Boundary, link: socket.socket, role: dict[str, Any], started: int) -> None:
+    """Start to hold: the supervisor is told what, this process puts the filter on, and the supervisor says that it answers."""
+    has_datagrams = look_at_descriptors()
+    is_full = boundary.allows_udp or has_datagrams
     link.settimeout(_SECONDS)
     probe = ctypes.create_string_buffer(b"agentguard")
-    is_full = boundary.allows_udp
     order = role | {
         "boundary": boundary.to_json(),
         "folders": list(dict.fromkeys([tempfile.gettempdir(), "/tmp"])),  # noqa: S108 - where sockets may be, not what is written
         "full": is_full,
         "log": str(_log_path()),
-        "probe": {"tid": threading.get_native_id(), "address": ctypes.addressof(probe), "length": len(probe)},
+        "probe": {
+            "tid": threading.get_native_id(),
+            "address": ctypes.addressof(probe),
+            "length": len(probe),
+            "descriptor": link.fileno(),
+        },
         "terminal": 2 if os.isatty(2) else None,
     }
-    try:
-        with link.makefile("rb") as replies:
-            message = json.dumps(order).encode()
-            link.sendall(len(message).to_bytes(4) + message)
-            _expect("ready", replies.readline())
-            if started:
-                os.waitpid(started, 0)
-            install(build(machine, is_full=is_full, injects=False), link, shields=_is_alone())
+    with link.makefile("rb") as replies:
+        ready = _ask(link, order, replies, started)
+        if is_full and ready["injects"]:
+            raise EnforcementUnavailable(_NO_DATAGRAMS)
+        program = build(machine, is_full=is_full, makes_datagrams=boundary.allows_udp, injects=ready["injects"])
+        install(program, link, shields=_is_alone())
+        try:
             _expect("on", replies.readline())
+            channel.ask_status()
+        except OSError as error:
+            msg = f"kernel enforcement has lost its supervisor while it began ({error}): from now on nothing connects"
+            raise CutOff(msg) from error
+    if not is_full:
+        _ask_over_tcp()
+
+
+def _ask(link: socket.socket, order: dict[str, Any], replies: io.BufferedReader, started: int) -> dict[str, Any]:
+    message = json.dumps(order).encode()
+    try:
+        link.sendall(len(message).to_bytes(4) + message)
+        line = replies.readline()
     except OSError as error:
         msg = f"kernel enforcement is not to be had: its supervisor does not answer ({error})"
         raise EnforcementUnavailable(msg) from error
-    if not is_full:
-        _ask_over_tcp()
-    channel.ask_status()
+    finally:
+        if started:
+            os.waitpid(started, 0)
+    return _expect("ready", line)
 
 
-def _expect(word: str, line: bytes) -> None:
+def _expect(word: str, line: bytes) -> dict[str, Any]:
     reply = json.loads(line) if line else {"error": "its supervisor has ended"}
     if word not in reply:
         msg = f"kernel enforcement is not to be had: {reply.get('error')}"
         raise EnforcementUnavailable(msg)
+    return dict(reply)
 
 
 def _spawn(link: socket.socket) -> int:
@@ -179,11 +207,9 @@ def _environment() -> dict[str, str]:
 
 def _is_alone() -> bool:
     """Whether this process has one thread and no child: Landlock would keep it from signalling others of its own."""
-    tasks = os.listdir("/proc/self/task")
-    if len(tasks) != 1:
-        return False
+    tasks = [task.name for task in Path("/proc/self/task").iterdir()]
     try:
-        return not Path(f"/proc/self/task/{tasks[0]}/children").read_bytes()
+        return len(tasks) == 1 and not Path(f"/proc/self/task/{tasks[0]}/children").read_bytes()
     except OSError:
         return False
 

@@ -214,7 +214,7 @@ def _receive_exactly(connection: socket.socket, length: int) -> bytes:
 def read_nameservers(path: str = "/etc/resolv.conf") -> list[tuple[str, int]]:
     """The nameservers of this host, as its C library reads them."""
     found = []
-    with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:  # noqa: PTH123 - no pathlib here
+    with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
         for line in file:
             words = line.split()
             if len(words) > 1 and words[0] == "nameserver":
@@ -225,7 +225,7 @@ def read_nameservers(path: str = "/etc/resolv.conf") -> list[tuple[str, int]]:
 def read_hosts(path: str = "/etc/hosts") -> dict[str, frozenset[str]]:
     """What the hosts file says: names by address."""
     names: dict[str, set[str]] = {}
-    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - no pathlib here
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             words = line.partition("#")[0].split()
             if words:

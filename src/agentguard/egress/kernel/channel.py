@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def narrow(boundary: Boundary) -> bool:
     return bool(found["is_whole"])
 
 
-def listen(on_refusal: Callable[[dict[str, Any]], None]) -> None:
-    """Be told what is refused to this process and its children, on a thread of its own, as long as both live.
+def listen(on_refusal: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    """Be told what is refused to this process and its children, on a thread of its own. What is returned ends it.
 
     Raises:
         NoSupervisor: There is none.
@@ -63,9 +64,15 @@ def listen(on_refusal: Callable[[dict[str, Any]], None]) -> None:
     connection.settimeout(None)
     threading.Thread(target=_hear, args=(connection, on_refusal), name="agentguard-egress", daemon=True).start()
 
+    def end() -> None:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    return end
+
 
 def _hear(connection: socket.socket, on_refusal: Callable[[dict[str, Any]], None]) -> None:
-    with connection, connection.makefile("rb") as lines:
+    with suppress(OSError), connection, connection.makefile("rb") as lines:
         for line in lines:
             message = json.loads(line)
             if "refused" in message:

@@ -43,12 +43,13 @@ REFUSED_OUTRIGHT = {
 }
 
 
-def build(machine: Machine, *, is_full: bool, injects: bool) -> bytes:
+def build(machine: Machine, *, is_full: bool, makes_datagrams: bool, injects: bool) -> bytes:
     """The filter.
 
     Args:
         machine: Where it runs.
-        is_full: Whether datagram sockets may exist, so that everything that carries an address is watched.
+        is_full: Whether datagram sockets exist, or may: everything that carries an address is watched then.
+        makes_datagrams: Whether datagram sockets of the internet may be made.
         injects: Whether the supervisor makes the sockets, for want of `pidfd_getfd` (Docker's default profile).
     """
     program = Program()
@@ -66,7 +67,7 @@ def build(machine: Machine, *, is_full: bool, injects: bool) -> bytes:
         program.if_equal(number[name], then=errno.errorcode[fault])
     program.end(abi.SECCOMP_RET_ALLOW)
 
-    _judge_socket(program, is_full=is_full, made="ask" if injects else "allow")
+    _judge_socket(program, is_full=is_full, makes_datagrams=makes_datagrams, made="ask" if injects else "allow")
     _judge_socketpair(program, is_full=is_full)
     _judge_sending(program, is_full=is_full)
     _judge_options(program)
@@ -93,7 +94,7 @@ def allow_everything() -> bytes:
     return program.assemble()
 
 
-def _judge_socket(program: Program, *, is_full: bool, made: str) -> None:
+def _judge_socket(program: Program, *, is_full: bool, makes_datagrams: bool, made: str) -> None:
     """TCP, and what never leaves the host. Everything else has ways of its own to name a destination."""
     program.label("socket")
     program.load_argument(0)
@@ -108,12 +109,12 @@ def _judge_socket(program: Program, *, is_full: bool, made: str) -> None:
     program.load_argument(1)
     program.mask(TYPE_MASK)
     program.if_equal(socket.SOCK_STREAM, then="stream")
-    program.if_equal(socket.SOCK_DGRAM, then="datagram" if is_full else "EACCES", otherwise="EPERM")
+    program.if_equal(socket.SOCK_DGRAM, then="datagram" if makes_datagrams else "EACCES", otherwise="EPERM")
     program.label("stream")
     program.load_argument(2)
     program.if_equal(0, then=made)
     program.if_equal(socket.IPPROTO_TCP, then=made, otherwise="EPROTONOSUPPORT")  # not SCTP, not MPTCP
-    if is_full:
+    if makes_datagrams:
         program.label("datagram")
         program.load_argument(2)
         program.if_equal(0, then=made)

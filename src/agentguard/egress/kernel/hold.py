@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from agentguard.egress.boundary import Boundary
-from agentguard.egress.kernel.activate import availability
+from agentguard.egress.kernel.install import CutOff
 from agentguard.egress.own import own_endpoints
 from agentguard.errors import EnforcementUnavailable
 
@@ -54,7 +54,7 @@ def hold(policy: Policy, enforcement: str, put_on: Callable[[Boundary], None]) -
     try:
         put_on(boundary)
     except EnforcementUnavailable as error:
-        if enforcement == "kernel" or not availability():
+        if enforcement == "kernel" or isinstance(error, CutOff):
             raise
         logger.warning(
             "agentguard: %s; egress is enforced in process only: native code and other programs pass. See `agentguard doctor`",

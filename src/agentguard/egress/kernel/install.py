@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from agentguard.egress.kernel import abi, landlock
 from agentguard.egress.kernel.filter import allow_everything
@@ -15,6 +15,10 @@ from agentguard.errors import EnforcementUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class CutOff(EnforcementUnavailable):
+    """The filter stands, and nobody answers behind it: from now on nothing of this process connects."""
 
 
 class _Program(ctypes.Structure):
@@ -33,8 +37,9 @@ def install(program: bytes, link: socket.socket, *, shields: bool) -> None:
         shields: Whether to put Landlock on first; only a process of one thread and without children can bear it.
 
     Raises:
-        EnforcementUnavailable: The kernel refuses; the message names the cause.
+        EnforcementUnavailable: The kernel refuses; the message names the cause. A `CutOff` when it was too late to go back.
     """
+    is_on = False
     try:
         abi.prctl(abi.PR_SET_NO_NEW_PRIVS, 1)
         if shields:
@@ -42,9 +47,10 @@ def install(program: bytes, link: socket.socket, *, shields: bool) -> None:
         _put_on(allow_everything(), abi.SECCOMP_FILTER_FLAG_TSYNC)  # what would hinder the last step hinders this one
         with _Messenger(lambda listener: socket.send_fds(link, [b"!"], [listener])) as messenger:
             messenger.deliver(_put_on(program, abi.SECCOMP_FILTER_FLAG_NEW_LISTENER))
+            is_on = True
         _put_on(allow_everything(), abi.SECCOMP_FILTER_FLAG_TSYNC)
     except OSError as error:
-        raise EnforcementUnavailable(_cause(error)) from error
+        raise (CutOff if is_on else EnforcementUnavailable)(_cause(error)) from error
 
 
 class _Messenger:
@@ -61,7 +67,7 @@ class _Messenger:
         """Have the listener sent."""
         self._listener = listener
 
-    def __enter__(self) -> _Messenger:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

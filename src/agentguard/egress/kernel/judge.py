@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from agentguard.egress.boundary import UNIX_SOCKETS, Boundary
+from agentguard.egress.unix_sockets import UNIX_SOCKETS
 from agentguard.policy.hosts import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from agentguard.egress.boundary import Boundary
     from agentguard.egress.pins import Pins
 
 _MOST_VERDICTS = 4096
 _MOST_BOUNDARIES = 64
 
-# What listens in a directory for temporary files on behalf of the user, not of the program: to ask it is to leave the tree.
-_FOREIGN = ("ssh-", "tmux-", "dbus-", ".X11-unix", ".ICE-unix", ".XIM-unix", "gpg-", "keyring-", "vscode-", "snap.", "systemd-")
+# What listens in a folder for temporary files on behalf of the user, not of the program: to ask it is to leave the tree.
+_SERVICES = (".", "dbus-", "gpg-", "keyring-", "mysql", "snap.", "ssh-", "systemd-", "tmux-", "vscode-")
 
 
 class Judge:
@@ -35,8 +38,10 @@ class Judge:
         self.pins = pins
         self._hosts = hosts
         self._folders = tuple(os.path.realpath(folder) for folder in folders)
-        self._boundaries: tuple[Boundary, ...] = (boundary,)
+        self._boundaries: tuple[Boundary, ...] = ()
+        self._unix: tuple[tuple[str, ...], ...] = ()
         self._verdicts: dict[tuple[str, int | None, frozenset[str]], Verdict] = {}
+        self._put_in_force((boundary,))
 
     @property
     def boundary(self) -> Boundary:
@@ -85,20 +90,15 @@ class Judge:
         return verdict
 
     def judge_unix(self, path: str) -> Verdict:
-        """Whether a Unix socket may be connected to, by its real path."""
-        return _strictest(self._judge_unix(path, boundary) for boundary in self._boundaries)
-
-    def _judge_unix(self, path: str, boundary: Boundary) -> Verdict:
-        if any(_is_below(path, os.path.realpath(prefix)) for prefix in boundary.unix_sockets):
-            return Verdict(True, f"in {UNIX_SOCKETS}", UNIX_SOCKETS)
-        for folder in self._folders:
-            if _is_below(path, folder):
-                rest = path[len(folder) :].lstrip("/")
-                if not rest.startswith(_FOREIGN):
-                    return Verdict(True, "in the directory for temporary files", UNIX_SOCKETS)
+        """Whether a Unix socket may be connected to, by its real path, or by `@` and its abstract name."""
+        is_usual = any(_is_below(path, folder) and not _is_service(path, folder) for folder in self._folders)
+        if all(is_usual or any(_is_below(path, top) for top in listed) for listed in self._unix):
+            return Verdict(True, "a socket of the program's own" if is_usual else f"in {UNIX_SOCKETS}", UNIX_SOCKETS)
         return Verdict(False, f"not in {UNIX_SOCKETS}", UNIX_SOCKETS)
 
     def _put_in_force(self, boundaries: tuple[Boundary, ...]) -> None:
+        # What is listed is resolved now: by the time that somebody connects, the program may have put a link in its place.
+        self._unix = tuple(tuple(map(_resolved, boundary.unix_sockets)) for boundary in boundaries)
         self._boundaries = boundaries
         self._verdicts = {}
 
@@ -108,6 +108,20 @@ class Pinned(NamedTuple):
 
     path: str
     descriptor: int
+
+    @property
+    def name(self) -> str:
+        """What it is connected to by: the file itself, whatever stands at its path by then."""
+        return f"/proc/self/fd/{self.descriptor}"
+
+    @property
+    def raw(self) -> bytes:
+        """The name as an address."""
+        return socket.AF_UNIX.to_bytes(2, sys.byteorder) + self.name.encode() + b"\0"
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self.descriptor)
 
 
 def pin_unix_path(tid: int, path: bytes) -> Pinned:
@@ -146,3 +160,11 @@ def _strictest(verdicts: Iterable[Verdict]) -> Verdict:
 
 def _is_below(path: str, top: str) -> bool:
     return path == top or path.startswith(top.rstrip("/") + "/")
+
+
+def _is_service(path: str, folder: str) -> bool:
+    return path[len(folder) :].lstrip("/").startswith(_SERVICES)
+
+
+def _resolved(listed: str) -> str:
+    return listed if listed.startswith("@") else os.path.realpath(listed)

@@ -10,18 +10,29 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentguard.egress.boundary import Boundary
 from agentguard.egress.kernel import abi, tasks
 from agentguard.egress.kernel.broker import Broker, read_hosts, read_nameservers
+from agentguard.egress.kernel.connecting import Connecting
 from agentguard.egress.kernel.control import Control
+from agentguard.egress.kernel.gate import Detour, Gate
 from agentguard.egress.kernel.judge import Judge
+from agentguard.egress.kernel.notices import Listener
 from agentguard.egress.kernel.record import Record
-from agentguard.egress.kernel.sockets import DuplicatedSockets
+from agentguard.egress.kernel.sending import Sending
+from agentguard.egress.kernel.sockets import DuplicatedSockets, MadeSockets
 from agentguard.egress.kernel.supervisor import Supervisor
 from agentguard.egress.pins import Pins
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentguard.egress.kernel.notices import Notice, Outcome
+    from agentguard.policy.hosts import Verdict
+
+_SWITCH_SECONDS = 0.001  # a thread that answers does not wait long for one that records
 _LARGEST_MESSAGE = 4 * 1024 * 1024
 
 
@@ -47,16 +58,16 @@ def main(descriptor: int) -> None:
 def _take_over(link: socket.socket, order: dict[str, Any]) -> int | None:
     """Begin to serve; the listener, or None when this cannot be done: the program has been told, and is not held."""
     try:
-        _look_at(order["probe"])
-        serve = _prepare(Boundary.from_json(order["boundary"]), order)
+        injects = _look_at(order["probe"])
+        stand = _Stand(Boundary.from_json(order["boundary"]), order)
     except (OSError, ValueError) as error:
         _send(link, {"error": str(error)})
         return None
-    _send(link, {"ready": os.getpid()})
+    _send(link, {"ready": os.getpid(), "injects": injects})
     _, descriptors, _, _ = socket.recv_fds(link, 64, 1)
     if not descriptors:
         return None
-    serve(descriptors[0])
+    stand.serve(Listener(descriptors[0]), injects=injects)
     _send(link, {"on": True})
     return descriptors[0]
 
@@ -68,8 +79,8 @@ def _leave_the_family() -> None:
     os.setsid()
 
 
-def _look_at(probe: dict[str, int]) -> None:
-    """Try on the task that asks what every call will need.
+def _look_at(probe: dict[str, int]) -> bool:
+    """Try on the task that asks what every call will need; whether we have to make its sockets ourselves.
 
     Raises:
         OSError: The kernel does not let us; the message names the cause.
@@ -78,31 +89,46 @@ def _look_at(probe: dict[str, int]) -> None:
         tasks.read_memory(probe["tid"], probe["address"], probe["length"])
     except OSError as error:
         cause = "the kernel lets no process look into another of the same user"
-        with contextlib.suppress(OSError), open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as file:  # noqa: PTH123
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as file:
             cause += f" (kernel.yama.ptrace_scope is {file.read().strip()})"
         raise OSError(error.errno, f"{cause}: {error.strerror}") from None
+    try:
+        os.close(tasks.Duplicates().take(probe["tid"], probe["descriptor"]))
+    except OSError:
+        return True
+    return False
 
 
-def _prepare(boundary: Boundary, order: dict[str, Any]) -> Any:
-    """Everything that is needed, made before the filter stands."""
-    judge = Judge(boundary, Pins(time.monotonic), read_hosts(), order["folders"])
-    control = Control(judge, {"supervisor": os.getpid(), "log": order["log"], "full": order["full"]})
-    record = Record(order["log"], order["terminal"], control.tell)
-    nameservers = read_nameservers()
-    broker = Broker(
-        judge, nameservers, lambda name, verdict: record.refuse("resolve", 0, name, verdict, enforced=judge.is_enforced)
-    )
-    ways = {int(socket.SOCK_STREAM): broker.stream_address, int(socket.SOCK_DGRAM): broker.datagram_address}
-    sockets = DuplicatedSockets()
+class _Stand:
+    """Everything that a supervisor consists of, made before the filter stands."""
 
-    def serve(listener: int) -> None:
-        sys.setswitchinterval(0.001)
-        broker.start()
-        control.start()
-        detours = dict.fromkeys(nameservers, ways)
-        Supervisor(listener, judge, record, sockets, detours, control.invite).start()
+    def __init__(self, boundary: Boundary, order: dict[str, Any]) -> None:
+        self._judge = Judge(boundary, Pins(time.monotonic), read_hosts(), order["folders"])
+        self._control = Control(self._judge, {"supervisor": os.getpid(), "log": order["log"], "full": order["full"]})
+        self._record = Record(order["log"], order["terminal"], self._control.tell)
+        self._nameservers = read_nameservers()
+        self._broker = Broker(self._judge, self._nameservers, self._refuse_name)
 
-    return serve
+    def serve(self, listener: Listener, *, injects: bool) -> None:
+        """Begin to answer, on threads."""
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        self._broker.start()
+        self._control.start()
+        detour = Detour(self._broker.stream_address, self._broker.datagram_address)
+        gate = Gate(self._judge, self._record, dict.fromkeys(self._nameservers, detour))
+        duplicates = tasks.Duplicates()
+        sockets = MadeSockets(listener) if injects else DuplicatedSockets(duplicates)
+        connecting = Connecting(listener, gate, sockets, self._control.invite)
+        calls: dict[str, Callable[[Notice], Outcome]] = {
+            "connect": connecting,
+            **Sending(listener, gate, sockets, duplicates).calls(),
+            **sockets.calls(),
+        }
+        by_number = {abi.NUMBERS[name]: call for name, call in calls.items()}
+        Supervisor(listener, by_number, self._record, connecting.keep_undelivered).start()
+
+    def _refuse_name(self, name: str, verdict: Verdict) -> None:
+        self._record.refuse("resolve", 0, name, verdict, enforced=self._judge.is_enforced)
 
 
 _PASSED_ON = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}

@@ -51,7 +51,8 @@ class Refusal(NamedTuple):
         verb = {"resolve": "may not resolve", "unix": "may not connect to"}.get(self.what, "may not reach")
         port = f":{self.port}" if self.port else ""
         told = "" if self.enforced else " (report mode: it may)"
-        return f"agentguard: {self.program or 'a process'} ({self.pid}) {verb} {self.host!r}{port}: {self.why}{told}.\n  {self.remedy}"
+        who = f"{self.program or 'a process'} ({self.pid})" if self.pid else "a process"
+        return f"agentguard: {who} {verb} {self.host!r}{port}: {self.why}{told}.\n  {self.remedy}"
 
 
 class Record:
@@ -78,17 +79,17 @@ class Record:
         """Take down one refusal."""
         pid = tasks.process_of(tid) if tid else 0
         refusal = Refusal(
-            time.time(),
-            pid,
-            tasks.program_of(pid),
-            what,
-            host,
-            ip,
-            port,
-            verdict.rule,
-            verdict.why,
-            _remedy(what, host, verdict),
-            enforced,
+            at=time.time(),
+            pid=pid,
+            program=tasks.program_of(pid) if pid else "",
+            what=what,
+            host=host,
+            ip=ip,
+            port=port,
+            rule=verdict.rule,
+            why=verdict.why,
+            remedy=_remedy(what, host, verdict),
+            enforced=enforced,
         )
         self.note("refused", **refusal._asdict())
         self._tell(refusal)

@@ -1,0 +1,115 @@
+"""Where a judgement becomes an answer: addresses and paths that a task names are let through, or refused with a record."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING, NamedTuple
+
+from agentguard.egress.kernel import sockaddr
+from agentguard.egress.kernel.judge import pin_unix_path
+from agentguard.egress.kernel.notices import Answer
+from agentguard.egress.unix_sockets import UNIX_SOCKETS
+from agentguard.policy.hosts import Verdict, canonical
+
+if TYPE_CHECKING:
+    from agentguard.egress.kernel.judge import Judge, Pinned
+    from agentguard.egress.kernel.notices import Notice
+    from agentguard.egress.kernel.record import Record
+    from agentguard.egress.kernel.sockaddr import Address, Inet, UnixPath
+
+CONTROL = b"\0agentguard"
+"""The abstract name that leads to the supervisor's control channel: only for whom the filter asks about."""
+
+
+class Detour(NamedTuple):
+    """Where the broker listens: what would go to a nameserver goes there."""
+
+    stream: tuple[str, int]
+    datagram: tuple[str, int]
+
+
+class Gate:
+    """Judges what a task names.
+
+    Args:
+        judge: What may be reached.
+        record: Told of what was refused.
+        detours: Nameservers, by (ip, port), and where their queries go instead.
+    """
+
+    def __init__(self, judge: Judge, record: Record, detours: dict[tuple[str, int], Detour]) -> None:
+        self._judge = judge
+        self._record = record
+        self._detours = detours
+
+    def refusal_of(self, notice: Notice, address: Address, what: str) -> Answer | None:
+        """Whether an address is refused by itself, before any socket is looked at. Paths are judged when they are pinned."""
+        match address:
+            case sockaddr.Inet():
+                return self._refusal_of_inet(notice, address, what)
+            case sockaddr.Unknown():
+                return Answer(errno.EAFNOSUPPORT)
+            case sockaddr.UnixAbstract() if address.name != CONTROL:
+                shown = "@" + address.name[1:].decode("utf-8", "replace")
+                verdict = self._judge.judge_unix(shown)
+                return None if verdict.allowed else self._refuse_or_record(notice, "unix", shown, verdict)
+            case _:
+                return None
+
+    def destination(self, address: Inet, family: int, kind: int) -> bytes:
+        """The address that is really used: the broker's for a nameserver's, spelled for the family of the socket."""
+        detour = self._detours.get((address.ip, address.port))
+        if detour is None:
+            return address.raw
+        ip, port = detour.stream if kind == socket.SOCK_STREAM else detour.datagram
+        return sockaddr.inet(f"::ffff:{ip}" if family == socket.AF_INET6 else ip, port)
+
+    def pin_unix(self, notice: Notice, address: UnixPath) -> Pinned | Answer:
+        """Hold on to the socket that a path means, if it may be connected to; else the refusal.
+
+        Raises:
+            OSError: There is none.
+        """
+        try:
+            pinned = pin_unix_path(notice.tid, address.path)
+        except PermissionError as error:
+            shown = address.path.decode("utf-8", "replace")
+            return self._refuse(notice, "unix", shown, Verdict(False, error.strerror or "", UNIX_SOCKETS))
+        verdict = self._judge.judge_unix(pinned.path)
+        if verdict.allowed:
+            return pinned
+        refused = self._refuse_or_record(notice, "unix", pinned.path, verdict)
+        if refused is None:
+            return pinned
+        pinned.close()
+        return refused
+
+    def _refusal_of_inet(self, notice: Notice, address: Inet, what: str) -> Answer | None:
+        if (address.ip, address.port) in self._detours:
+            return None
+        ip = canonical(address.ip) if address.family == socket.AF_INET6 else address.ip
+        names = self._judge.names_of(ip)
+        verdict = self._judge.judge_address(ip, address.port, names)
+        if verdict.allowed:
+            return None
+        asked = self._judge.pins.names_of(ip)
+        return self._refuse_or_record(notice, what, min(asked) if asked else ip, verdict, ip=ip, port=address.port)
+
+    def _refuse_or_record(
+        self, notice: Notice, what: str, host: str, verdict: Verdict, *, ip: str = "", port: int = 0
+    ) -> Answer | None:
+        """The refusal; in report mode it is recorded, and there is none."""
+        refused = self._refuse(notice, what, host, verdict, ip=ip, port=port)
+        if self._judge.is_enforced or refused.then is None:
+            return refused
+        refused.then()
+        return None
+
+    def _refuse(self, notice: Notice, what: str, host: str, verdict: Verdict, *, ip: str = "", port: int = 0) -> Answer:
+        enforced = self._judge.is_enforced
+
+        def record() -> None:
+            self._record.refuse(what, notice.tid, host, verdict, ip=ip, port=port, enforced=enforced)
+
+        return Answer(errno.EACCES, then=record)

@@ -1,0 +1,100 @@
+"""The listener: system calls that wait for an answer, and the answers."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from agentguard.egress.kernel import abi
+
+_NOTICE = struct.Struct("=QIIiIQ6Q")
+_GOES_ON = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
+
+_ioctl = abi.libc.ioctl
+_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+
+
+class Notice(NamedTuple):
+    """One system call that waits for an answer."""
+
+    id: int
+    tid: int
+    number: int
+    args: tuple[int, ...]
+
+
+class Answer(NamedTuple):
+    """What a system call comes to.
+
+    Attributes:
+        error: Its error number; 0: it succeeds.
+        value: What it returns when it succeeds.
+        goes_on: Whether the kernel makes the call itself: only for calls that are watched, not judged, because the task may
+            change its arguments meanwhile.
+        was_sent: Whether the answer has been given already.
+        then: What is left to do when the task goes on.
+    """
+
+    error: int = 0
+    value: int = 0
+    goes_on: bool = False
+    was_sent: bool = False
+    then: Callable[[], None] | None = None
+
+
+# What may take long is returned to be called, so that others are answered meanwhile.
+Outcome = Answer | Callable[[], Answer]
+
+
+class Listener:
+    """The descriptor that the filter gave. Used by several threads.
+
+    Args:
+        descriptor: The descriptor; it is ours from now on.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor: int = descriptor
+
+    def receive(self) -> Notice | None:
+        """Wait for a call; None when its task was taken away before it was heard."""
+        buffer = ctypes.create_string_buffer(_NOTICE.size)
+        if _ioctl(self.descriptor, abi.SECCOMP_IOCTL_NOTIF_RECV, buffer) < 0:
+            return None
+        number, tid, _, call, _, _, *args = _NOTICE.unpack(buffer)
+        return Notice(number, tid, call, tuple(args))
+
+    def is_waiting(self, notice: Notice) -> bool:
+        """Whether the task still waits for this answer: what was taken from it by its number was really its own."""
+        return bool(_ioctl(self.descriptor, abi.SECCOMP_IOCTL_NOTIF_ID_VALID, struct.pack("=Q", notice.id)) == 0)
+
+    def answer(self, notice: Notice, answer: Answer) -> bool:
+        """Let the call end, or go on. False: nobody waits for it any more."""
+        reply = struct.pack("=QqiI", notice.id, answer.value, -answer.error, _GOES_ON if answer.goes_on else 0)
+        return bool(_ioctl(self.descriptor, abi.SECCOMP_IOCTL_NOTIF_SEND, reply) == 0)
+
+    def give(self, notice: Notice, descriptor: int, *, closes_on_exec: bool) -> int:
+        """Put a descriptor of ours into the task's table, and let the call end with its number there.
+
+        Raises:
+            OSError: Nobody waits for it any more, or the task's table is full.
+        """
+        flags = os.O_CLOEXEC if closes_on_exec else 0
+        given = _ioctl(
+            self.descriptor,
+            abi.SECCOMP_IOCTL_NOTIF_ADDFD,
+            struct.pack("=QIIII", notice.id, abi.SECCOMP_ADDFD_FLAG_SEND, descriptor, 0, flags),
+        )
+        if given < 0 and ctypes.get_errno() == errno.EINVAL:  # before Linux 5.14: in two steps
+            given = _ioctl(
+                self.descriptor, abi.SECCOMP_IOCTL_NOTIF_ADDFD, struct.pack("=QIIII", notice.id, 0, descriptor, 0, flags)
+            )
+            if given >= 0:
+                self.answer(notice, Answer(value=given))
+        if given < 0:
+            raise OSError(ctypes.get_errno(), "a descriptor could not be given")
+        return int(given)
