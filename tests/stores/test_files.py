@@ -15,7 +15,7 @@ import pytest
 
 from agentguard.core.limits import Amounts, Charge, LimitRow, RefusalKind
 from agentguard.errors import StoreUnavailable
-from agentguard.policy.model import Limit, Per, Unit
+from agentguard.policy.model import Limit, Per, Unit, Window
 from agentguard.stores.base import GRANTED, Reserve
 from agentguard.stores.sqlite import IDLE_SECONDS, SqliteStore
 
@@ -40,6 +40,32 @@ def test_counts_survive_the_store(path, clock):
     assert [(balance.spent, balance.held) for balance in second.read([TOKENS.key])] == [(5, 1)]
     assert second.settle("2", Amounts(tokens=2)).first
     second.close()
+
+
+def test_all_that_a_sliding_window_counts_is_written_down(sqlite, path, clock):
+    sliding = LimitRow.of("agent:a", Limit(amount=100, unit=Unit.TOKENS, window=Window(seconds=3600.0)))
+    sqlite.register([sliding])
+    for name in ("1", "2", "3"):
+        sqlite.reserve(Reserve(name, (Charge(sliding.key, 10),)))
+    clock.advance(2 * 3600)
+
+    other = SqliteStore(path, clock)
+
+    assert [(balance.spent, balance.held) for balance in other.read([sliding.key])] == [(0, 0)]
+    other.close()
+
+
+def test_to_ask_again_for_an_open_call_moves_no_window_on(sqlite, path, clock):
+    daily = LimitRow.of("agent:a", Limit(amount=100, unit=Unit.TOKENS, window=Window("day")))
+    sqlite.register([daily])
+    sqlite.reserve(Reserve("1", (Charge(daily.key, 100),)))
+    before = sqlite.read([daily.key])
+    clock.advance(86400)
+
+    assert sqlite.reserve(Reserve("1", (Charge(daily.key, 101),))) is GRANTED
+    clock.set_time(clock.time() - 86400)
+
+    assert sqlite.read([daily.key]) == before
 
 
 def test_a_closed_store_opens_anew_when_it_is_asked(sqlite):

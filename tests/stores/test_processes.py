@@ -292,22 +292,6 @@ def test_a_process_that_is_stopped_while_it_is_first_in_line_keeps_nobody_out(sh
     other.close()
 
 
-def test_one_process_that_decides_on_end_lets_another_take_its_turn(shared, path):
-    """What it asks for is there again at once, so the other comes in between only if it stands back."""
-    waits = []
-    with worker("decide_on_end", path) as process:
-        process.stdout.readline()
-        go(process)
-        process.stdout.readline()
-        for number in range(20):
-            time.sleep(0.005)
-            began = time.monotonic()
-            shared.reserve(Reserve(f"in-turn-{number}", charges(1)))
-            waits.append(time.monotonic() - began)
-
-    assert statistics.median(waits) < 0.02, waits
-
-
 def test_while_another_thread_decides_the_answer_without_waiting_is_none(shared):
     inside, leave = threading.Event(), threading.Event()
     other = threading.Thread(target=shared._database.run, args=(lambda db: inside.set() or leave.wait(5),))

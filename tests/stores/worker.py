@@ -89,15 +89,6 @@ def wait_in_line(store: SqliteStore) -> None:
     store.reserve(Reserve("waited", charges(1)))
 
 
-def decide_on_end(store: SqliteStore) -> None:
-    """Decide without a pause, for ever. Says when it has begun."""
-    ready()
-    for number in itertools.count():
-        store.reserve(Reserve(f"on-end-{number}", charges(1), force=True))
-        if number == 0:
-            say("begun")
-
-
 def tell(store: SqliteStore) -> None:
     """Settle at a line on standard input; says when."""
     store.reserve(Reserve("told", charges(1)))
@@ -122,5 +113,5 @@ if __name__ == "__main__":
     if what == "without_rights":
         without_rights(database)
     else:
-        verbs = [race, storm, hold, stay_in_a_decision, wait_in_line, decide_on_end, tell]
+        verbs = [race, storm, hold, stay_in_a_decision, wait_in_line, tell]
         next(verb for verb in verbs if verb.__name__ == what)(SqliteStore(Path(database)), *rest)

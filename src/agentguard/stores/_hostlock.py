@@ -37,7 +37,7 @@ TURN_SECONDS = 2e-3
 """How long a process may decide on end while others wait. To take over costs as much as three decisions: its caches are cold."""
 
 _FRONT_PAUSE_SECONDS = 100e-6
-_BACK_PAUSE_SECONDS = 2e-3, 0.25e-3
+_BACK_PAUSE_SECONDS = 4e-3, 0.5e-3
 """Between two tries, of the one who is first in line and of all others. These look the more often the longer they have waited,
 so that the line forms in the order of arrival, by and large."""
 
@@ -126,7 +126,7 @@ class HostLock:
 
 def _back_pause_seconds(waited: float) -> float:
     longest, shortest = _BACK_PAUSE_SECONDS
-    return max(longest - waited / 8, shortest)
+    return max(longest - waited / 4, shortest)
 
 
 def _open(path: str) -> int:
