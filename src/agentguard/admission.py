@@ -76,6 +76,7 @@ class Admission:
         is_streaming: Whether a stream has taken the call over, and settles it.
         is_countable: Whether the output of that stream is counted as it flows.
         refused: The refusal that has ended it on its way; a further attempt of it meets the same.
+        is_open: Whether it has not been settled yet.
         is_cut: The refusal with which the next chunk is to be refused; None while it may go on.
     """
 
@@ -95,6 +96,7 @@ class Admission:
         "in_hop",
         "is_countable",
         "is_cut",
+        "is_open",
         "is_streaming",
         "origin",
         "outcome",
@@ -140,17 +142,13 @@ class Admission:
         self.origin: object = None
         self.span: Any = None
         self.started: float = guard.clock.time()
+        self.is_open: bool = True
         self._once = [True]
 
     @property
     def decision(self) -> Decision:
         """Why it may go; in report mode, what would have refused it."""
         return self.outcome.decision
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it has not been settled yet."""
-        return bool(self._once)
 
     @property
     def written_bound(self) -> int | None:
@@ -188,9 +186,8 @@ class Admission:
 
     def finish(self, outcome: str = "complete") -> None:
         """Charge the call: soon when it only makes room and nobody waits for that, or an event loop would wait; otherwise now."""
-        if (self.unread is not None and not self.guard.changes.is_watched) or (
-            self.owner.task is not None and self.guard.store.may_block
-        ):
+        guard = self.guard
+        if (self.unread is not None and not guard.changes.waiting) or (self.owner.task is not None and guard.store.may_block):
             self.settle_later(outcome=outcome)
         else:
             self.settle(outcome=outcome)
@@ -207,6 +204,7 @@ class Admission:
             self._once.pop()
         except IndexError:
             return False
+        self.is_open = False
         return True
 
     def read(self) -> None:
@@ -269,23 +267,24 @@ class Admission:
 class InProgress:
     """Makes an admitted call the current one, with its span, for one frame. What escapes from the frame ends the call."""
 
-    __slots__ = ("_admitted", "_span", "_token")
+    __slots__ = ("_admitted", "_entered", "_token")
 
     def __init__(self, admitted: Admission) -> None:
         self._admitted = admitted
+        self._entered: object = None
 
     def __enter__(self) -> Admission:
         admitted = self._admitted
         self._token: contextvars.Token[Admission | None] = CURRENT.set(admitted)
         spans = admitted.guard.spans
-        self._span = spans.current(admitted.span) if spans is not None and admitted.span is not None else None
-        if self._span is not None:
-            self._span.__enter__()
+        if spans is not None and admitted.span is not None:
+            self._entered = spans.enter(admitted.span)
         return admitted
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self._span is not None:
-            self._span.__exit__(None, None, None)
+        spans = self._admitted.guard.spans
+        if spans is not None and self._entered is not None:
+            spans.leave(self._entered)
         CURRENT.reset(self._token)
         if error is not None:
             self._admitted.settle_later(outcome=outcome_of(error), error=type(error).__name__)

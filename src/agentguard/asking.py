@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from agentguard.context import CALLER
 from agentguard.core.engine import admission
-from agentguard.policy.model import Mode
-from agentguard.stores.base import Reserve
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from agentguard.admission import Owner
     from agentguard.core.call import Call
     from agentguard.core.caller import Caller
-    from agentguard.core.engine import Ask, Outcome, Reply, ReserveRows
+    from agentguard.core.engine import Ask, Outcome, Reply
     from agentguard.core.limits import Refused
     from agentguard.core.rights import Rights
     from agentguard.guard import Guard
@@ -31,13 +29,29 @@ _CLOSING_PASSES = 3
 class Asking:
     """One call on its way through admission: the engine's generator, what it is answered, and how long it may wait."""
 
-    __slots__ = ("_deadline", "_flow", "_guard", "_seen", "_watch", "call", "caller", "id", "outcome", "owner", "reply", "rights")
+    __slots__ = (
+        "_deadline",
+        "_flow",
+        "_guard",
+        "_seen",
+        "_watch",
+        "call",
+        "caller",
+        "id",
+        "outcome",
+        "owner",
+        "reply",
+        "reports",
+        "rights",
+    )
 
     def __init__(self, guard: Guard, call: Call, owner: Owner) -> None:
         self.call: Call = call
         self.owner: Owner = owner
-        self.caller: Caller = guard.identified(CALLER.get())
-        self.rights: Rights = guard.rights(self.caller)
+        in_force = guard.in_force
+        caller = CALLER.get()
+        self.caller: Caller = caller if caller.agents else in_force.identified(caller)
+        self.rights: Rights = in_force.rights(self.caller.agents)
         self.id: str = next(guard.ids)
         self.reply: Reply = None
         self.outcome: Outcome
@@ -49,8 +63,9 @@ class Asking:
             guard.estimator,
             guard.prices,
             guard.isolated,
-            reports=guard.policy.mode is Mode.REPORT,
+            reports=in_force.reports,
         )
+        self.reports: bool = in_force.reports
         self._watch: AbstractContextManager[None] | None = None
         self._deadline = 0.0
         self._seen = 0
@@ -62,10 +77,6 @@ class Asking:
         except StopIteration as end:
             self.outcome = end.value
             return None
-
-    def request(self, ask: ReserveRows) -> Reserve:
-        """The engine's question, as the store takes it."""
-        return Reserve(self.id, ask.charges, ask.subjects, self._guard.policy.mode is Mode.REPORT)
 
     def wait(self, refused: Refused) -> bool:
         """Block until the store has changed. False when that is of no use, or has taken too long."""
@@ -92,9 +103,7 @@ class Asking:
     def _patience(self, refused: Refused) -> float:
         """Seconds that are left to wait; 0 to try again at once, since only now the store is watched; negative to give up."""
         guard = self._guard
-        if guard.policy.mode is Mode.REPORT:
-            return -1.0
-        if self._is_ours(refused):
+        if self.reports or self._is_ours(refused):
             return -1.0  # what this very thread or task holds cannot be given back while it waits
         guard.collect_garbage()
         if self._watch is not None:
@@ -128,7 +137,6 @@ class Asking:
         return seconds >= 0
 
     def close(self) -> None:
-        """Stop watching the store, and the engine."""
-        self._flow.close()
+        """Stop watching the store."""
         if self._watch is not None:
             self._watch.__exit__(None, None, None)

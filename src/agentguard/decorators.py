@@ -48,13 +48,11 @@ class _Run:
 
     def __enter__(self) -> None:
         self._token: Token[Caller] = CALLER.set(self._caller)
-        self._current = self._spans.current(self._span) if self._spans and self._span is not None else None
-        if self._current is not None:
-            self._current.__enter__()
+        self._entered = self._spans.enter(self._span) if self._spans and self._span is not None else None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self._current is not None:
-            self._current.__exit__(None, None, None)
+        if self._spans and self._entered is not None:
+            self._spans.leave(self._entered)
         with contextlib.suppress(ValueError):  # closed from another task or thread, whose identity was never changed
             CALLER.reset(self._token)
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from agentguard.core.call import Call, Target, Usage
     from agentguard.core.caller import Caller
     from agentguard.core.decision import Decision
@@ -223,8 +221,14 @@ class SpanObserver(Observer, Protocol):
     def around(self) -> Any:
         """What stands for the span that is current now: the parent of a denial that has none of its own."""
 
-    def current(self, span: Any, /) -> AbstractContextManager[object]:
-        """Make the span current for the duration of a block, in one frame."""
+    def enter(self, span: Any, /) -> object:
+        """Make the span current in this context. Returns what `leave` takes, None when there is nothing to leave."""
+
+    def leave(self, entered: Any, /) -> None:
+        """Make current again what was before `enter`."""
+
+    def silence(self, span: Any, call: Call, /) -> None:
+        """Have instrumentations of LLM clients that stand inside of the span stay silent: it reports the call."""
 
     def leave_usage(self, span: Any, /) -> None:
         """Leave usage to another span of the same call: that of an SDK that traces natively."""

@@ -18,8 +18,7 @@ from agentguard.admission import Admission, Ending, InProgress, Owner
 from agentguard.asking import Asking
 from agentguard.context import CALLER
 from agentguard.core.call import LLMCall, ToolCall
-from agentguard.core.caller import NOBODY
-from agentguard.core.decision import Decision, Reason
+from agentguard.core.decision import ALLOW, Decision, Reason
 from agentguard.core.engine import AwaitChange, Left, ReadRows, ReserveRows, admission, over_call_limit, refusal_of
 from agentguard.core.estimate import Estimator
 from agentguard.core.explain import explain
@@ -50,7 +49,7 @@ from agentguard.events import (
 )
 from agentguard.in_force import InForce
 from agentguard.policy.model import Mode, OnStoreDown, Unit
-from agentguard.stores.base import Granted, Reserve
+from agentguard.stores.base import GRANTED, Granted, Reserve
 from agentguard.waiting import Changes
 from agentguard.worker import Worker, after_fork
 
@@ -183,30 +182,27 @@ class Guard:
                 policy.path or "policy",
                 [Problem(policy.path or "policy", 0, 0, "agents", f"agent {self._agent!r} is not among {named}")],
             )
-        self._in_force = InForce(policy, self._agent, self._unnamed_session)
+        self.in_force: InForce = InForce(policy, self._agent, self._unnamed_session)
         self.tell(PolicyLoaded(self.clock.time(), policy.path, digest, policy.mode, tuple(agent.name for agent in policy.agents)))
 
     @property
     def policy(self) -> Policy:
         """The policy in force."""
-        return self._in_force.policy
+        return self.in_force.policy
 
     @property
     def home_agent(self) -> str | None:
         """The agent of callers that have entered none; None when the policy names several and none was chosen."""
-        home = self._in_force.home
+        home = self.in_force.home
         return home[0] if home else None
 
     def rights(self, caller: Caller) -> Rights:
         """What a caller may do: what all of its agents may. Without an agent that the policy names: what every agent may."""
-        return self._in_force.rights(caller.agents)
+        return self.in_force.rights(caller.agents)
 
     def identified(self, caller: Caller) -> Caller:
         """The caller, as the process's own agent when it has entered none."""
-        if caller.agents:
-            return caller
-        in_force = self._in_force
-        return in_force.nobody if caller is NOBODY else caller._replace(agents=in_force.home)
+        return self.in_force.identified(caller)
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -263,6 +259,8 @@ class Guard:
             StoreUnavailable: The store gave no answer in time, and a limit of the call is `on_store_down: closed`.
         """
         admitted = self.begin(call)
+        if self.spans is not None:
+            self.spans.silence(admitted.span, call)
         with admitted, InProgress(admitted):
             yield admitted
 
@@ -270,6 +268,8 @@ class Guard:
     async def aadmit(self, call: Call) -> AsyncIterator[Admission]:
         """Like `admit`, without blocking the event loop."""
         admitted = await self.abegin(call)
+        if self.spans is not None:
+            self.spans.silence(admitted.span, call)
         with admitted, InProgress(admitted):
             yield admitted
 
@@ -281,7 +281,7 @@ class Guard:
                 ask = asking.next()
                 match ask:
                     case ReserveRows():
-                        asking.reply = self._reserve(asking.request(ask), ask)
+                        asking.reply = self._reserve(Reserve(asking.id, ask.charges, ask.subjects, asking.reports), ask)
                     case ReadRows():
                         asking.reply = self._lefts(ask.rows)
                     case AwaitChange():
@@ -302,7 +302,7 @@ class Guard:
                 ask = asking.next()
                 match ask:
                     case ReserveRows():
-                        asking.reply = await self._areserve(asking.request(ask), ask)
+                        asking.reply = await self._areserve(Reserve(asking.id, ask.charges, ask.subjects, asking.reports), ask)
                     case ReadRows():
                         asking.reply = self._lefts(ask.rows)
                     case AwaitChange():
@@ -314,7 +314,7 @@ class Guard:
 
     def _admitted(self, asked: Asking) -> Admission:
         call, caller, outcome = asked.call, asked.caller, asked.outcome
-        if not outcome.decision.allowed:
+        if outcome.decision is not ALLOW:
             self._refuse(asked.id, call, caller, outcome.decision)
         admitted = Admission(self, asked.id, call, caller, asked.rights, outcome, asked.owner)
         self._open[asked.id] = admitted
@@ -323,7 +323,7 @@ class Guard:
         if not isinstance(call, ToolCall):
             if self.spans is not None:
                 admitted.span = self.spans.begin("call", "", call, caller)
-            self.tell(
+            self._worker.tell(
                 CallAdmitted(
                     admitted.started,
                     asked.id,
@@ -363,15 +363,17 @@ class Guard:
     def _reserve(self, request: Reserve, ask: ReserveRows) -> Refused | None:
         self._settle_due()
         try:
-            self._in_force.register(ask.rows, self.store)
+            self.in_force.register(ask.rows, self.store)
             answer = self.store.reserve(request)
-            if isinstance(answer, Refused) and answer.kind is RefusalKind.UNREGISTERED:
-                # The store has lost what it was told. An unknown balance is not an empty one, so this call is refused.
-                self._in_force.forget_registrations()
         except StoreUnavailable:
             if not _may_go_uncounted(ask):
                 raise
             return None
+        if answer is GRANTED:
+            return None
+        if isinstance(answer, Refused) and answer.kind is RefusalKind.UNREGISTERED:
+            # The store has lost what it was told. An unknown balance is not an empty one, so this call is refused.
+            self.in_force.forget_registrations()
         return self._granted(answer)
 
     async def _areserve(self, request: Reserve, ask: ReserveRows) -> Refused | None:
@@ -380,7 +382,7 @@ class Guard:
             return self._reserve(request, ask)
         self._settle_due()
         try:
-            self._in_force.register(ask.rows, self.store)
+            self.in_force.register(ask.rows, self.store)
             answer = self.store.try_reserve(request)
         except StoreUnavailable:
             answer = None
@@ -408,7 +410,7 @@ class Guard:
         return answer.refused
 
     def _lefts(self, rows: Sequence[LimitRow]) -> Sequence[Left]:
-        self._in_force.register(rows, self.store)
+        self.in_force.register(rows, self.store)
         self.settle_ended()
         balances = {balance.row: balance for balance in self.store.read([row.key for row in rows])}
         return [_left(row, balances.get(row.key)) for row in rows]
@@ -503,8 +505,9 @@ class Guard:
 
     def _settle_due(self) -> None:
         """Charge the calls that a decision has to know of. In report mode, all: nothing is asked twice there."""
-        self._settle_from(self._ended)
-        if self.policy.mode is Mode.REPORT:
+        if not self._ended.empty():
+            self._settle_from(self._ended)
+        if self.in_force.reports:
             self._settle_from(self._roomy)
 
     def settle_roomy(self) -> bool:
@@ -728,9 +731,8 @@ _NOTHING = Amounts()
 
 
 def _ids() -> Iterator[str]:
-    """Names for calls: unique over the processes of a fleet, cheap to make."""
-    process = os.urandom(6).hex()
-    return (f"{process}-{number}" for number in itertools.count(1))
+    """Names for calls: unique over the processes of a fleet, and made without a call of Python."""
+    return map(f"{os.urandom(6).hex()}-{{}}".format, itertools.count(1))
 
 
 def _may_go_uncounted(ask: ReserveRows) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from agentguard.core.caller import NOBODY, Caller
 from agentguard.core.rights import Rights
+from agentguard.policy.model import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,7 @@ class InForce:
 
     def __init__(self, policy: Policy, agent: str | None, unnamed_session: str) -> None:
         self.policy = policy
+        self.reports: bool = policy.mode is Mode.REPORT
         only = policy.agents[0].name if len(policy.agents) == 1 else None
         self.home: tuple[str, ...] = (agent,) if agent else (only,) if only else ()
         self.nobody: Caller = NOBODY._replace(agents=self.home)
@@ -29,6 +31,12 @@ class InForce:
         self._row_sets: dict[int, tuple[LimitRow, ...]] = {}
         self._unnamed_session = unnamed_session
         self._rights: dict[tuple[str, ...], Rights] = {}
+
+    def identified(self, caller: Caller) -> Caller:
+        """The caller, as the process's own agent when it has entered none."""
+        if caller.agents:
+            return caller
+        return self.nobody if caller is NOBODY else caller._replace(agents=self.home)
 
     def rights(self, names: tuple[str, ...]) -> Rights:
         """The rights of a chain of agents: of those that the policy names, else of the process's own, else of all together."""

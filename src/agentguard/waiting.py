@@ -17,40 +17,39 @@ class Changes:
     """Tells waiting calls that the store has changed. It listens to the store only while somebody waits.
 
     Take `version` before asking the store, and wait for another one: a change in between is not missed.
+
+    Attributes:
+        waiting: How many wait.
+        version: Grows with every change that was told.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._condition = threading.Condition()
-        self._waiting = 0
+        self.waiting: int = 0
         self._watch: Closeable | None = None
         self._wake_loops: list[Callable[[], object]] = []
         self.version: int = 0
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether somebody waits."""
-        return self._waiting > 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Listen to the store for the duration of a block."""
         with self._condition:
-            self._waiting += 1
-            if self._waiting == 1:
+            self.waiting += 1
+            if self.waiting == 1:
                 self._watch = self._store.watch(self.announce)
         try:
             yield
         finally:
             with self._condition:
-                self._waiting -= 1
-                watch, self._watch = (self._watch, None) if self._waiting == 0 else (None, self._watch)
+                self.waiting -= 1
+                watch, self._watch = (self._watch, None) if self.waiting == 0 else (None, self._watch)
             if watch is not None:
                 watch.close()
 
     def announce(self) -> None:
         """Wake everybody who waits."""
-        if not self._waiting:
+        if not self.waiting:
             return
         with self._condition:
             self.version += 1

@@ -77,18 +77,14 @@ class Worker:
             self.dropped += 1
             return
         self._events.append(event)
-        self.wake()
+        if not self._is_woken:
+            self.wake()
 
     def wake(self) -> None:
         """Have the worker look soon."""
         if not self._is_woken:
             self._is_woken = True
             self._signals.put(None)
-
-    def start(self) -> None:
-        """See that the thread runs. Not from a finalizer."""
-        if self._thread is None:
-            self._start()
 
     def flush(self, seconds: float = 2.0) -> bool:
         """Have everything told that was queued before, at most for so long. False when time ran out."""
@@ -118,6 +114,11 @@ class Worker:
         self._lock = threading.Lock()
         self._thread = None
         self._is_woken = self._is_telling = False
+
+    def start(self) -> None:
+        """See that the thread runs. Not from a finalizer."""
+        if self._thread is None:
+            self._start()
 
     def _start(self) -> None:
         with self._lock:

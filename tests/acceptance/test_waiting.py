@@ -57,7 +57,7 @@ def test_a_call_waits_for_what_another_thread_holds_and_is_woken_by_its_settleme
     first = pool.submit(create, openai_client, 800)
     until(lambda: provider.in_flight)
     second = pool.submit(create, openai_client, 800)
-    until(lambda: one.guard.changes._waiting)
+    until(lambda: one.guard.changes.waiting)
     assert provider.calls == 1
     answers.set()
 
@@ -77,7 +77,7 @@ def test_a_call_waits_for_what_another_task_holds(provider, guarded):
             first = asyncio.create_task(create(client, 800))
             await auntil(lambda: provider.in_flight)
             second = asyncio.create_task(create(client, 800))
-            await auntil(lambda: one.guard.changes._waiting)
+            await auntil(lambda: one.guard.changes.waiting)
             assert provider.calls == 1
             answers.set()
             await asyncio.wait_for(asyncio.gather(first, second), 10)
@@ -112,7 +112,7 @@ def test_a_call_waits_for_what_another_process_holds(provider, guarded, openai_c
         one = guarded("1000 tokens", store=SqliteStore(ledger))
 
         waiting = pool.submit(create, openai_client, 800)
-        until(lambda: one.guard.changes._waiting)
+        until(lambda: one.guard.changes.waiting)
         assert provider.calls == 0
         holder.stdin.write("\n")
         holder.stdin.flush()
@@ -314,7 +314,7 @@ def test_a_task_that_is_cancelled_while_it_waits_holds_nothing(provider, guarded
             first = asyncio.create_task(create(client, 800))
             await auntil(lambda: provider.in_flight)
             second = asyncio.create_task(create(client, 800))
-            await auntil(lambda: one.guard.changes._waiting)
+            await auntil(lambda: one.guard.changes.waiting)
             second.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await second
@@ -324,4 +324,4 @@ def test_a_task_that_is_cancelled_while_it_waits_holds_nothing(provider, guarded
     asyncio.run(main())
 
     assert one.spent() == provider.tokens
-    assert one.guard.changes._waiting == 0
+    assert one.guard.changes.waiting == 0

@@ -52,6 +52,15 @@ OVER = Decision(
 )
 
 
+@contextmanager
+def current(spans: Spans, span: Any) -> Iterator[None]:
+    """Make what `begin` returned current for a block, as the guard does."""
+    entered = None if span is None else spans.enter(span)
+    yield
+    if entered is not None:
+        spans.leave(entered)
+
+
 class Collector:
     """A real collector, rotel, with the loopback backend that it forwards to."""
 

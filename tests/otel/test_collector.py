@@ -37,19 +37,20 @@ PROGRAM = """
     call = LLMCall("chat", "openai", "gpt-4o-mini", target, input_bytes=40, max_output_tokens=64, request=body)
 
     scope = telemetry.spans.begin("invoke_agent", "bot", None, CALLER.get())
-    with telemetry.spans.current(scope):
-        with guard.admit(call) as admitted:
-            now = time.time()
-            away = Target("https", f"user:{CANARY}@api.openai.com", 443, f"/v1?{CANARY}#{CANARY}")
-            admitted.attempts.append(Attempt("POST", target, now, now + 0.01, 500))
-            admitted.attempts.append(Attempt("POST", away, now + 0.02, now + 0.03, 200))
-            admitted.answer = Answer(Usage(12, 6), None, "resp-1", "gpt-4o-mini", ("stop",), tool_calls=("search",))
-        evil = target._replace(host="evil.example")
-        for refused in (call._replace(max_output_tokens=9000), ToolCall("shell"), HTTPCall("GET", evil)):
-            try:
-                guard.begin(refused)
-            except Denied as denied:
-                print(type(denied).__name__)
+    entered = telemetry.spans.enter(scope)
+    with guard.admit(call) as admitted:
+        now = time.time()
+        away = Target("https", f"user:{CANARY}@api.openai.com", 443, f"/v1?{CANARY}#{CANARY}")
+        admitted.attempts.append(Attempt("POST", target, now, now + 0.01, 500))
+        admitted.attempts.append(Attempt("POST", away, now + 0.02, now + 0.03, 200))
+        admitted.answer = Answer(Usage(12, 6), None, "resp-1", "gpt-4o-mini", ("stop",), tool_calls=("search",))
+    evil = target._replace(host="evil.example")
+    for refused in (call._replace(max_output_tokens=9000), ToolCall("shell"), HTTPCall("GET", evil)):
+        try:
+            guard.begin(refused)
+        except Denied as denied:
+            print(type(denied).__name__)
+    telemetry.spans.leave(entered)
     telemetry.spans(ScopeEnded(time.time(), "invoke_agent", "bot", CALLER.get(), time.time(), "", scope))
     guard.close()
     telemetry.close()

@@ -11,7 +11,7 @@ from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
 from agentguard.integrations.anthropic_tracing import quieten
 from agentguard.otel import semconv as names
 
-from .conftest import BOT, CHAT
+from .conftest import BOT, CHAT, current
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -96,8 +96,9 @@ def test_beside_the_official_instrumentation_usage_and_metrics_are_its_own(guard
 
 def test_inside_our_span_the_official_instrumentation_is_silent(spans, client, written, measured, official, settled):
     began = spans.begin("call", CHAT.name, CHAT, BOT)
+    spans.silence(began, CHAT)
 
-    with spans.current(began):
+    with current(spans, began):
         client.chat.completions.create(model="gpt-4o-mini", messages=HELLO)
     spans(settled(span=began))
 
@@ -183,7 +184,7 @@ def test_usage_is_left_to_a_client_that_keeps_its_spans(spans, traced_claude, wr
     if quieten(traced_claude):
         spans.leave_usage(began)
 
-    with spans.current(began):
+    with current(spans, began):
         say_hello(traced_claude)
     spans(settled(span=began))
 

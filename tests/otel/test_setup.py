@@ -16,7 +16,7 @@ from agentguard.events import Attempt
 from agentguard.otel.setup import set_up
 from agentguard.testing.server import Recorder
 
-from .conftest import BOT, CHAT, OPENAI, START
+from .conftest import BOT, OPENAI, START
 
 
 def run(program, **variables):
@@ -176,14 +176,14 @@ def test_an_endpoint_beside_the_programs_provider_gets_our_spans_only():
     with Recorder(body=b"") as backend:
         telemetry = set_up(tracer_provider=theirs, endpoint=backend.base_url)
         theirs.get_tracer("app").start_span("private").end()
-        telemetry.spans.begin("call", CHAT.name, CHAT, BOT).span.end()
+        telemetry.spans.begin("invoke_agent", "ours", None, BOT).span.end()
         telemetry.close()
         theirs.get_tracer("agentguard").start_span("after close").end()
         theirs.force_flush()
 
     sent = [request.body for request in backend.requests if request == "/v1/traces"]
     assert len(sent) == 1
-    assert b"chat gpt-4o-mini" in sent[0]
+    assert b"invoke_agent ours" in sent[0]
     assert b"private" not in sent[0]
 
 

@@ -15,7 +15,7 @@ from agentguard.otel import semconv as names
 from agentguard.otel.spans import Spans
 from agentguard.wire.answer import Answer
 
-from .conftest import BOT, CHAT, OPENAI, OVER, START
+from .conftest import BOT, CHAT, OPENAI, OVER, START, current
 
 NANOS = 1_000_000_000
 BEYOND = Decision(Effect.DENY, Reason.EGRESS, "external_calls.allowed_domains", "agents.yaml:3", "no")
@@ -59,12 +59,10 @@ def test_an_inference_span_has_what_a_sampler_judges_by_from_the_beginning(writt
 
 
 def test_a_settled_call_ends_its_span_when_the_call_ended(written, spans, settled):
-    began = begin(spans)
-    later = began.span.start_time / NANOS + 2
+    spans(settled(span=begin(spans), at=START + 2))
 
-    spans(settled(span=began, at=later))
-
-    assert abs(written.only.end_time - began.span.start_time - 2 * NANOS) < 1_000_000
+    assert abs(written.only.start_time - START * NANOS) < 1_000_000
+    assert abs(written.only.end_time - written.only.start_time - 2 * NANOS) < 1_000_000
     assert written.only.status.status_code is StatusCode.UNSET
 
 
@@ -396,7 +394,7 @@ def test_a_decision_is_an_event_in_the_log(written, denied):
 
 def test_an_agents_invocation_and_a_tools_run_are_internal_spans(written, spans):
     agent = spans.begin("invoke_agent", "bot", None, BOT)
-    with spans.current(agent):
+    with current(spans, agent):
         tool = spans.begin("execute_tool", "search", ToolCall("search"), BOT._replace(session="s-1"))
 
     spans(ScopeEnded(agent.span.start_time / NANOS + 2, "execute_tool", "search", BOT, START, "KeyError", tool))
@@ -424,7 +422,7 @@ def test_an_agents_invocation_and_a_tools_run_are_internal_spans(written, spans)
 def test_a_span_is_current_inside_the_block_and_not_after_it(spans):
     began = begin(spans)
 
-    with spans.current(began):
+    with current(spans, began):
         inside = trace.get_current_span()
 
     assert inside is began.span
@@ -434,10 +432,9 @@ def test_a_span_is_current_inside_the_block_and_not_after_it(spans):
 def test_a_block_that_is_left_in_another_context_says_nothing_and_changes_nothing(spans, caplog):
     import contextvars
 
-    block = spans.current(begin(spans))
-    contextvars.copy_context().run(block.__enter__)
+    entered = contextvars.copy_context().run(spans.enter, begin(spans))
 
-    block.__exit__(None, None, None)
+    spans.leave(entered)
 
     assert caplog.records == []
     assert trace.get_current_span() is trace.INVALID_SPAN
@@ -445,7 +442,7 @@ def test_a_block_that_is_left_in_another_context_says_nothing_and_changes_nothin
 
 def test_what_is_no_span_leaves_the_current_one_alone(spans):
     for nothing in (None, spans.around(), spans.begin("http", "x", FETCH, BOT)):
-        with spans.current(nothing):
+        with current(spans, nothing):
             assert trace.get_current_span() is trace.INVALID_SPAN
 
 
@@ -455,7 +452,7 @@ def test_an_unsampled_call_writes_nothing_and_stays_unsampled_below(written, set
     spans = Spans(provider)
     began = begin(spans)
 
-    with spans.current(began):
+    with current(spans, began):
         below = provider.get_tracer("app").start_span("below")
     spans(settled(span=began, attempts=(attempt(),)))
 
@@ -467,7 +464,7 @@ def test_without_any_provider_nothing_happens(settled, denied):
     spans = Spans()
     began = begin(spans)
 
-    with spans.current(began):
+    with current(spans, began):
         pass
     spans(settled(span=began, attempts=(attempt(),)))
     spans(denied(span=spans.around()))
@@ -484,12 +481,12 @@ def test_a_faulty_processor_does_not_fail_the_call(caplog, settled):
     provider.add_span_processor(Faulty())
     spans = Spans(provider)
 
-    began = [begin(spans) for _ in range(3)]
+    began = [spans.begin("invoke_agent", "bot", None, BOT) for _ in range(3)]
 
     assert began == [None, None, None]
     assert spans.failed == 3
     assert len([record for record in caplog.records if record.name == "agentguard"]) == 1
-    with spans.current(None):
+    with current(spans, None):
         spans(settled(span=None))
 
 

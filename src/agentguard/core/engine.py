@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Union, cast
 
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import ALLOW, Decision, Facts, Reason, deny
-from agentguard.core.limits import RefusalKind, Refused, charges_of
+from agentguard.core.limits import AMOUNTS, RefusalKind, Refused, charges_of
 from agentguard.core.pricing import affordable_output, bound_nanos, price_of
 from agentguard.core.wording import amount_text, cut_sentence, refusal_sentence, who
 from agentguard.policy.model import Bound, Price, Rule, Unbounded, Unit
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     Ask = Union["ReadRows", "ReserveRows", "AwaitChange"]  # noqa: UP007 - `|` takes no forward references
     Reply = Union["Sequence[Left]", "Refused", bool, None]  # noqa: UP007 - as above
     Admission = Generator[Ask, Reply, "Outcome"]
+
+# Named once: to name a member through its class costs Python 3.11 as much as three comparisons.
+_STRICT = Bound.STRICT
+_WRITE = Unbounded.WRITE
 
 LEAST_WRITTEN_BOUND = 256
 """Below this many output tokens an answer is of little use, so a call rather waits for what others hold than takes the crumbs."""
@@ -125,20 +129,25 @@ def admission(
     Returns:
         The decision, with what was reserved.
     """
-    boundary = _refused_by_boundary(call, caller, rights, isolated)
+    boundary = _refused_by_isolation(call, caller, rights, isolated) if isolated else None
+    boundary = boundary or rights.refuses(call, caller)
     if boundary is not None and not reports:
         return Outcome(boundary)
     account = rights.account(call, caller)
     rows = account.rows
+    subjects = rights.subjects(caller)
     while True:
         estimate = NO_ESTIMATE
         if isinstance(call, LLMCall):
+            lefts: Sequence[Left] = ()
+            if call.max_output_tokens is None and account.amounts and rights.llm.unbounded_output is _WRITE:
+                lefts = cast("Sequence[Left]", (yield ReadRows(account.amounts)))
             try:
-                estimate = yield from _estimate(call, caller, rights, account, estimator, prices)
+                estimate = _estimate(call, caller, rights, account, estimator, prices, lefts)
             except _Refusal as refused:
                 return Outcome(boundary or refused.decision, rows=rows)
-        charges = _charges(call, rows, estimate)
-        answer = yield ReserveRows(rows, charges, rights.subjects(caller))
+        charges = _charges(call, account, estimate)
+        answer = yield ReserveRows(rows, charges, subjects)
         if answer is None:
             return Outcome(boundary or ALLOW, estimate, rows, charges)
         refusal = cast("Refused", answer)
@@ -150,28 +159,32 @@ def admission(
         return Outcome(boundary or refusal_of(refusal, call, caller, rows), estimate, rows, charges)
 
 
-def _refused_by_boundary(call: Call, caller: Caller, rights: Rights, isolated: Collection[str]) -> Decision | None:
-    """What stands against a call without asking a counter: isolation, then tool, model, scope and host."""
-    if isolated and (subject := next((one for one in rights.subjects(caller) if one in isolated), None)):
-        return refusal_of(Refused(RefusalKind.ISOLATED, subject), call, caller, ())
-    return rights.refuses(call, caller)
+def _refused_by_isolation(call: Call, caller: Caller, rights: Rights, isolated: Collection[str]) -> Decision | None:
+    subject = next((one for one in rights.subjects(caller) if one in isolated), None)
+    return None if subject is None else refusal_of(Refused(RefusalKind.ISOLATED, subject), call, caller, ())
 
 
-def _charges(call: Call, rows: Sequence[LimitRow], estimate: Estimate) -> tuple[Charge, ...]:
+def _charges(call: Call, account: Account, estimate: Estimate) -> tuple[Charge, ...]:
     if isinstance(call, ToolCall):
-        by_unit = {Unit.TOKENS: 0, Unit.USD: call.cost_nanos, Unit.CALLS: 0, Unit.CONCURRENT_CALLS: 0}
+        asked = (0, call.cost_nanos, 0, 0)
     else:
-        tokens = estimate.input_tokens + (estimate.output_tokens or 0)
-        by_unit = {Unit.TOKENS: tokens, Unit.USD: estimate.nanos, Unit.CALLS: 1, Unit.CONCURRENT_CALLS: 1}
-    return charges_of(rows, by_unit)
+        asked = (estimate.input_tokens + (estimate.output_tokens or 0), estimate.nanos, 1, 1)
+    return charges_of(account.charged, asked)
 
 
 def _estimate(
-    call: LLMCall, caller: Caller, rights: Rights, account: Account, estimator: Estimator, prices: PriceSource
-) -> Generator[Ask, Reply, Estimate]:
+    call: LLMCall,
+    caller: Caller,
+    rights: Rights,
+    account: Account,
+    estimator: Estimator,
+    prices: PriceSource,
+    lefts: Sequence[Left],
+) -> Estimate:
+    """What to reserve. `lefts` is what the account's amounts have left, for a bound that has to be written."""
     llm = rights.llm
     bounding, money = account.bounding, account.money
-    if llm.bound is Bound.STRICT and bounding and not call.input_visible:
+    if llm.bound is _STRICT and bounding and not call.input_visible:
         why = f"llm.bound is strict, and part of the input is not in the request ({llm.rule})"
         sentence = f"{who(caller)} may not make {call.name!r}: {why}."
         raise _Refusal(
@@ -200,8 +213,8 @@ def _estimate(
                 )
             )
         output = llm.max_output_tokens
-        if llm.unbounded_output is Unbounded.WRITE:
-            output = written = yield from _fitting_bound(call, account.rows, rights.call_limits, input_tokens, price, output)
+        if llm.unbounded_output is _WRITE:
+            output = written = _fitting_bound(call, account.amounts, lefts, rights.call_limits, input_tokens, price, output)
     output = None if output is None else output * call.choices
     nanos = bound_nanos(price, input_tokens, output or 0) if price else 0
     estimate = Estimate(input_tokens, output, written, price, nanos)
@@ -211,20 +224,21 @@ def _estimate(
     return estimate
 
 
-_AMOUNTS = (Unit.TOKENS, Unit.USD)
-
-
 def _fitting_bound(
-    call: LLMCall, rows: Sequence[LimitRow], call_limits: Sequence[Limit], input_tokens: int, price: Price | None, cap: int
-) -> Generator[Ask, Reply, int]:
+    call: LLMCall,
+    amounts: Sequence[LimitRow],
+    lefts: Sequence[Left],
+    call_limits: Sequence[Limit],
+    input_tokens: int,
+    price: Price | None,
+    cap: int,
+) -> int:
     """The output bound to write: at most the cap, and what every limit has left after the input.
 
     What others hold counts as gone, unless so little is left that waiting for them is better.
     """
-    amounts = tuple(row for row in rows if row.limit.unit in _AMOUNTS)
-    lefts = cast("Sequence[Left]", (yield ReadRows(amounts))) if amounts else ()
     limits = [(row.limit.unit, left) for row, left in zip(amounts, lefts, strict=True)]
-    limits += [(limit.unit, Left(limit.amount, limit.amount)) for limit in call_limits if limit.unit in _AMOUNTS]
+    limits += [(limit.unit, Left(limit.amount, limit.amount)) for limit in call_limits if limit.unit in AMOUNTS]
 
     def fits(unit: Unit, left: int) -> int:
         if unit is Unit.TOKENS:

@@ -28,6 +28,11 @@ BUCKETS = 60
 _FIXED_SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
 _NEVER = 1 << 62
 
+AMOUNTS = frozenset({Unit.TOKENS, Unit.USD})
+"""The units of which a call reserves more than it may use, and is charged what it did."""
+
+_new = tuple.__new__
+
 
 class LimitRow(NamedTuple):
     """One limit of one subject: what a store registers.
@@ -466,9 +471,10 @@ def _window_of(limit: Limit) -> Window:
     return Window.LIFE if limit.unit is Unit.CONCURRENT_CALLS else limit.window  # a call in flight is no less so at midnight
 
 
-def charges_of(rows: Iterable[LimitRow], by_unit: Mapping[Unit, int]) -> tuple[Charge, ...]:
-    """The charges of a call: for each of its rows, the amount that the call asks for in the row's unit."""
-    return tuple([Charge(key, amount) for key, _, limit in rows if (amount := by_unit[limit.unit])])
+def charges_of(charged: Iterable[tuple[str, int]], asked: Sequence[int]) -> tuple[Charge, ...]:
+    """The charges of a call: for the key of each of its rows, what stands in its place in `asked`, if that is not nothing."""
+    # A NamedTuple made by its own name costs a call of Python, and there are as many of these as a call has limits.
+    return tuple([_new(Charge, (key, amount)) for key, place in charged if (amount := asked[place])])
 
 
 def _calendar_window(every: str, now: float) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -22,9 +23,12 @@ class PriceSource(Protocol):
 def price_of(llm: LLM, source: PriceSource, provider: str, model: str, input_tokens: int) -> Price | None:
     """The price that holds for a call: the policy's own, else the list's, else what the policy says of unknown models."""
     for pattern, price in llm.prices.items():
-        if fnmatchcase(model, pattern):
+        if _matches(model, pattern):
             return price
     return source.price(provider, model, input_tokens) or llm.unknown_price
+
+
+_matches = lru_cache(maxsize=4096)(fnmatchcase)
 
 
 def cost_nanos(price: Price, usage: Usage) -> int:

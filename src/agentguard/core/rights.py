@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import Reason, deny
-from agentguard.core.limits import LimitRow
+from agentguard.core.limits import AMOUNTS, LimitRow
 from agentguard.core.wording import who
 from agentguard.policy.hosts import HostError, HostPattern, HostRules
 from agentguard.policy.model import LLM, Over, Per, Rule, Unit
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from agentguard.core.decision import Decision
     from agentguard.policy.model import AgentPolicy, Limit, Policy, Resource
 
-_MAX_CACHED_ACCOUNTS = 4096
+_MAX_CACHED = 4096
+_PLACES = {Unit.TOKENS: 0, Unit.USD: 1, Unit.CALLS: 2, Unit.CONCURRENT_CALLS: 3}
 _UNKNOWN = "-"
 """The subject of callers that name no user: they share one, so that leaving identity out gains nothing."""
 
@@ -33,11 +34,15 @@ class Account(NamedTuple):
 
     Attributes:
         rows: Every row of the call.
+        charged: The key of each, and the place of what it is charged in (tokens, nano-USD, calls, calls at once).
+        amounts: Those of them that count tokens or money.
         bounding: The limits, `per: call` included, that need the call's tokens or cost to be bounded beforehand.
         money: One of them that is in money; None when there is none.
     """
 
     rows: tuple[LimitRow, ...]
+    charged: tuple[tuple[str, int], ...]
+    amounts: tuple[LimitRow, ...]
     bounding: tuple[Limit, ...]
     money: Limit | None
 
@@ -52,11 +57,12 @@ class Rights:
         self._hosts = [(agent, HostRules(agent.external_calls, provider_hosts(agent))) for agent in agents]
         self._unnamed_session = unnamed_session
         self._accounts: dict[tuple[object, ...], Account] = {}
-        self._allowed_models: set[str] = set()
+        self._passed: set[tuple[str | None, str, int, str]] = set()
         self.judges_tools: bool = any(agent.tools.allowed is not None for agent in agents) or any(
             resource.tools for resource in policy.resources
         )
-        self._counted = {limit.per for limit in self._limits()}
+        counted = {limit.per for limit in self._limits()}
+        self._counted = tuple(per in counted for per in (Per.MODEL, Per.SESSION, Per.INTERACTION, Per.USER))
         self._subjects: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self.call_limits: tuple[Limit, ...] = tuple(limit for limit in self._limits() if limit.per is Per.CALL)
 
@@ -64,12 +70,22 @@ class Rights:
         """Judge a call against everything but counters: tool, model, scope, host. None when nothing stands against it."""
         if isinstance(call, ToolCall):
             return self._refuses_tool(call, caller)
-        if isinstance(call, LLMCall) and (refusal := self._refuses_model(call, caller)):
-            return refusal
-        return self.refuses_target(call.target, caller, is_llm=isinstance(call, LLMCall))
+        target = call.target
+        model = call.model if isinstance(call, LLMCall) else None
+        # What the rights pass once they pass always: nothing else goes into the judgement.
+        asked = (model, target.host, target.port, target.path if self.policy.resources else "")
+        if asked in self._passed:
+            return None
+        refusal = self._refuses_model(model, caller) if model is not None else None
+        refusal = refusal or self.refuses_target(target, caller, is_llm=model is not None)
+        if refusal is None:
+            if len(self._passed) >= _MAX_CACHED:
+                self._passed.clear()
+            self._passed.add(asked)
+        return refusal
 
     def refuses_target(self, target: Target, caller: Caller, *, is_llm: bool = False) -> Decision | None:
-        """Judge where a call, or one hop of it, goes."""
+        """Judge one hop of a call."""
         for agent, hosts in self._hosts:
             verdict = hosts.judge(target.host, target.port)
             if not verdict.allowed:
@@ -83,29 +99,29 @@ class Rights:
     def account(self, call: Call, caller: Caller) -> Account:
         """What a call is charged to: the limits of each agent of the chain, of the fleet, and of the blocks around it."""
         is_llm = isinstance(call, LLMCall)
-        counted = self._counted
+        by_model, by_session, by_interaction, by_user = self._counted
         key = (
             is_llm,
-            call.model if isinstance(call, LLMCall) and Per.MODEL in counted else "",
-            caller.session if Per.SESSION in counted else None,
-            caller.interaction if Per.INTERACTION in counted else None,
-            caller.user if Per.USER in counted else None,
+            call.model if by_model and isinstance(call, LLMCall) else "",
+            caller.session if by_session else None,
+            caller.interaction if by_interaction else None,
+            caller.user if by_user else None,
             caller.blocks,
         )
         account = self._accounts.get(key)
         if account is None:
-            if len(self._accounts) >= _MAX_CACHED_ACCOUNTS:
+            if len(self._accounts) >= _MAX_CACHED:
                 self._accounts.clear()
             account = self._accounts[key] = self._account(caller, key[1], is_llm=is_llm)
         return account
 
     def _account(self, caller: Caller, model: str, *, is_llm: bool) -> Account:
         rows = tuple(self._rows_of(caller, model, is_llm=is_llm))
-        bounding = tuple(
-            limit for limit in (*(row.limit for row in rows), *self.call_limits) if limit.unit in {Unit.TOKENS, Unit.USD}
-        )
+        amounts = tuple(row for row in rows if row.limit.unit in AMOUNTS)
+        bounding = (*(row.limit for row in amounts), *(limit for limit in self.call_limits if limit.unit in AMOUNTS))
         money = next((limit for limit in bounding if limit.unit is Unit.USD), None)
-        return Account(rows, bounding, money)
+        charged = tuple((row.key, _PLACES[row.limit.unit]) for row in rows)
+        return Account(rows, charged, amounts, bounding, money)
 
     def subjects(self, caller: Caller) -> tuple[str, ...]:
         """Everything that an isolation of would stop this caller."""
@@ -186,23 +202,19 @@ class Rights:
                 return deny(reason, at, sentence, f"Add {scope!r} to security.api_keys.scope of agent {agent.name!r}.")
         return None
 
-    def _refuses_model(self, call: LLMCall, caller: Caller) -> Decision | None:
-        if call.model in self._allowed_models:
-            return None
+    def _refuses_model(self, model: str, caller: Caller) -> Decision | None:
         for agent in self.agents:
             if agent.llm is None or agent.llm.models is None:
                 continue
-            if not any(fnmatchcase(call.model, pattern) for pattern in agent.llm.models):
+            if not any(fnmatchcase(model, pattern) for pattern in agent.llm.models):
                 rule = Rule("llm.models", *_place(agent.llm.rule))
-                sentence = f"{who(caller)} may not use model {call.model!r}: not in {_named(rule, agent, caller)}."
+                sentence = f"{who(caller)} may not use model {model!r}: not in {_named(rule, agent, caller)}."
                 return deny(
                     Reason.MODEL,
                     rule,
                     sentence,
-                    f"Add {call.model!r}, or a pattern such as {_pattern(call.model)!r}, to llm.models.",
+                    f"Add {model!r}, or a pattern such as {_pattern(model)!r}, to llm.models.",
                 )
-        if len(self._allowed_models) < _MAX_CACHED_ACCOUNTS:
-            self._allowed_models.add(call.model)
         return None
 
 

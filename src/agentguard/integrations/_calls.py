@@ -19,7 +19,7 @@ from agentguard.policy.model import Mode
 from agentguard.wire import could_be, provider_of, recognise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from agentguard.core.call import Call
     from agentguard.core.decision import Decision
@@ -104,8 +104,9 @@ def rewritten(admitted: Admission, reading: Reading) -> dict[str, Any] | None:
         return None
     admitted.family = family
     changed: dict[str, Any] | None = None
-    if admitted.written_bound is not None and admitted.guard.policy.mode is Mode.ENFORCE:
-        changed = family.with_output_bound(body, admitted.written_bound, call.target.host)
+    bound = admitted.estimate.written_bound
+    if bound is not None and admitted.guard.policy.mode is Mode.ENFORCE:
+        changed = family.with_output_bound(body, bound, call.target.host)
     if call.stream and admitted.rights.llm.include_usage:
         asking, admitted.hides_usage = family.with_usage(changed or body, call.target.host)
         if admitted.hides_usage or asking != (changed or body):
@@ -145,21 +146,22 @@ class Hop:
         )
 
 
-def judge(admitted: Admission, target: Target, *others: Target) -> None:
+def judge(admitted: Admission, target: Target, others: Sequence[Target]) -> None:
     """Judge one hop, with everything else that it touches (a proxy, a Host header that names another host).
 
     Raises:
         Denied: One of them is refused. Nothing was sent.
     """
+    call = admitted.call
     # The first attempt usually goes where the admission has just judged.
-    is_judged = not admitted.attempts and target == admitted.call.target if not isinstance(admitted.call, ToolCall) else False
+    is_judged = not admitted.attempts and not isinstance(call, ToolCall) and target == call.target
     for one in others if is_judged else (target, *others):
         if decision := admitted.judge_hop(one):
             now = admitted.guard.clock.time()
             admitted.attempts.append(Attempt("", one, now, now, None, "EgressDenied", was_sent=False))
             admitted.refused = decision
             raise refuse(decision, admitted.call)
-    if not admitted.in_hop:
+    if admitted.attempts and not admitted.in_hop:
         prepare_attempt(admitted)
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
 from agentguard.admission import CURRENT, InProgress
+from agentguard.context import OWN_TRAFFIC
 from agentguard.core.call import HTTPCall, Target
 from agentguard.errors import Denied
-from agentguard.integrations._calls import Reading, is_own_traffic, read_body, rewritten
+from agentguard.integrations._calls import Reading, read_body, rewritten
 from agentguard.integrations._seam import Hook, Integration, Seam
 
 if TYPE_CHECKING:
@@ -28,42 +28,34 @@ if TYPE_CHECKING:
     Prepare = Callable[[Any], bool]
 
 _MAX_CAUSES = 10
+_MAX_TARGETS = 1024
 
 
-class _Paths(dict[str, Target]):
-    """The targets of one client's paths, for the base URL that it had."""
-
-    base: Any = None
-
-
-_targets: WeakKeyDictionary[Any, _Paths] = WeakKeyDictionary()
+_targets: dict[tuple[int, str], tuple[object, Target]] = {}
+"""The target of a path below a client's base URL, with that URL object: held on to, so that its id stays its own."""
 
 
 def _target(client: Any, path: str) -> Target:
-    known = _targets.get(client)
-    if known is None or known.base is not client._base_url:
-        known = _targets[client] = _Paths()
-        known.base = client._base_url
-    target = known.get(path)
-    if target is None:
-        target = known[path] = Target.of(str(client._prepare_url(path)))
-    return target
+    base = client._base_url
+    known = _targets.get((id(base), path))
+    if known is None:
+        if len(_targets) >= _MAX_TARGETS:
+            _targets.clear()
+        known = _targets[id(base), path] = base, Target.of(str(client._prepare_url(path)))
+    return known[1]
 
 
 def _read(client: Any, options: Any) -> Reading:
     target = _target(client, options.url)
     body = options.json_data
-    extra = getattr(options, "extra_json", None)
-    if isinstance(body, Mapping) or (body is None and extra):
-        merged = {**(body or {}), **(extra or {})}
-        if reading := read_body(target, merged):
-            return reading
+    if extra := getattr(options, "extra_json", None):
+        body = {**(body or {}), **extra}
+    if (type(body) is dict or isinstance(body, Mapping)) and (reading := read_body(target, body)):
+        return reading
     return Reading(HTTPCall(options.method.upper(), target))
 
 
-def _with_body(options: Any, body: dict[str, Any] | None) -> Any:
-    if body is None:
-        return options
+def _with_body(options: Any, body: dict[str, Any]) -> Any:
     changed = copy.copy(options)
     changed.json_data = body
     if getattr(changed, "extra_json", None):
@@ -75,12 +67,6 @@ def _with_body(options: Any, body: dict[str, Any] | None) -> Any:
 def _library_below(client: type) -> str:
     """The library of an HTTP client, which the SDKs subclass: httpx or httpx2."""
     return next((name for base in client.__mro__ if (name := base.__module__.partition(".")[0]) in {"httpx", "httpx2"}), "")
-
-
-def _is_seen(guard: Guard, options: Any) -> bool:
-    """Whether a seam above us has this very call: a second seam on it passes it through."""
-    current = CURRENT.get()
-    return current is not None and current.guard is guard and current.origin is options
 
 
 def _denial_in(error: BaseException) -> Denied | None:
@@ -99,28 +85,40 @@ def _reraise(error: Exception) -> None:
         raise denied from None
 
 
-def _begun(admitted: Admission, reading: Reading, options: Any) -> Any:
-    changed = _with_body(options, rewritten(admitted, reading))
-    admitted.origin = changed
-    return changed
+def _begun(
+    admitted: Admission, reading: Reading, options: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments to call down with: the caller's own, or with other options when the body has to be another."""
+    body = rewritten(admitted, reading)
+    if body is None:
+        admitted.origin = options
+        return args, kwargs
+    admitted.origin = changed = _with_body(options, body)
+    return ((args[0], changed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "options": changed})
 
 
-def _request(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Resolve], Wrapper]:
+def _is_seen(guard: Guard, options: Any) -> bool:
+    """Whether a seam above us has this very call: a second seam on it passes it through."""
+    current = CURRENT.get()
+    return current is not None and current.origin is options and current.guard is guard
+
+
+def _request(prepare: Prepare | None, verify: Callable[[str], None]) -> Callable[[Resolve], Wrapper]:
     def wrap(resolve: Resolve) -> Wrapper:
         def request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             guard = resolve()
             options = args[1] if len(args) > 1 else kwargs["options"]
-            if guard is None or is_own_traffic() or _is_seen(guard, options):
+            if guard is None or OWN_TRAFFIC.get() or _is_seen(guard, options):
                 return wrapped(*args, **kwargs)
-            traces_itself = prepare(client)
-            verify(_library_below(cast("type", type(client._client))))
+            traces_itself = prepare is not None and prepare(client)
+            verify(_library_below(client._client.__class__))
             reading = _read(client, options)
             admitted = guard.begin(reading.call)
             if traces_itself and guard.spans is not None:
                 guard.spans.leave_usage(admitted.span)
             try:
                 with InProgress(admitted):
-                    args, kwargs = _with_options(_begun(admitted, reading, options), args, kwargs)
+                    args, kwargs = _begun(admitted, reading, options, args, kwargs)
                     response = wrapped(*args, **kwargs)
             except Exception as error:  # noted, and raised on
                 _reraise(error)
@@ -134,22 +132,22 @@ def _request(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Resol
     return wrap
 
 
-def _arequest(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Resolve], Wrapper]:
+def _arequest(prepare: Prepare | None, verify: Callable[[str], None]) -> Callable[[Resolve], Wrapper]:
     def wrap(resolve: Resolve) -> Wrapper:
         async def request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             guard = resolve()
             options = args[1] if len(args) > 1 else kwargs["options"]
-            if guard is None or is_own_traffic() or _is_seen(guard, options):
+            if guard is None or OWN_TRAFFIC.get() or _is_seen(guard, options):
                 return await wrapped(*args, **kwargs)
-            traces_itself = prepare(client)
-            verify(_library_below(cast("type", type(client._client))))
+            traces_itself = prepare is not None and prepare(client)
+            verify(_library_below(client._client.__class__))
             reading = _read(client, options)
             admitted = await guard.abegin(reading.call)
             if traces_itself and guard.spans is not None:
                 guard.spans.leave_usage(admitted.span)
             try:
                 with InProgress(admitted):
-                    args, kwargs = _with_options(_begun(admitted, reading, options), args, kwargs)
+                    args, kwargs = _begun(admitted, reading, options, args, kwargs)
                     response = await wrapped(*args, **kwargs)
             except Exception as error:  # noted, and raised on
                 _reraise(error)
@@ -163,16 +161,13 @@ def _arequest(prepare: Prepare, verify: Callable[[str], None]) -> Callable[[Reso
     return wrap
 
 
-def _with_options(options: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return ((args[0], options, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "options": options})
-
-
-def sdk_integration(library: str, prepare: Prepare, verify: Callable[[str], None]) -> Integration:
+def sdk_integration(library: str, prepare: Prepare | None, verify: Callable[[str], None]) -> Integration:
     """The integration of one SDK.
 
     Args:
         library: Its distribution and its package.
         prepare: Called with the client before each call. Says whether the SDK traces it, so that usage stands on its span.
+            None: the SDK traces nothing.
         verify: Called with the name of the HTTP client's module: sees that the seams below stand.
     """
 

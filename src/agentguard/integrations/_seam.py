@@ -81,7 +81,12 @@ class SeamStatus(NamedTuple):
 
 
 class InstalledSeam:
-    """One hook in its place. Inert once removed, even where a foreign wrapper keeps it on the call path."""
+    """One hook in its place. Inert once removed, even where a foreign wrapper keeps it on the call path.
+
+    Attributes:
+        namespace, name: Where it stands: the names of a class or module, and its own; empty while it stands nowhere.
+        handle: The wrapper in place; None while there is none.
+    """
 
     def __init__(self, library: str, hook: Hook, resolve: Resolve, report: Report) -> None:
         self.library = library
@@ -92,9 +97,9 @@ class InstalledSeam:
         self._resolve = resolve
         self._is_active = True
         self._owner: Any = None
-        self._name = ""
-        self._namespace: Mapping[str, Any] = {}
-        self._handle: Any = None
+        self.name: str = ""
+        self.namespace: Mapping[str, Any] = {}
+        self.handle: Any = None
         self._lock = threading.Lock()
 
     def install(self, module: ModuleType) -> None:
@@ -104,7 +109,7 @@ class InstalledSeam:
             SeamError: The module has neither the seam nor its fallback, in the shape that we rely on.
         """
         with self._lock:
-            if not self._is_active or self._handle is not None:
+            if not self._is_active or self.handle is not None:
                 return
             seam, wrap = self.seam, self._hook.wrap
             if not _fits(module, seam):
@@ -125,17 +130,17 @@ class InstalledSeam:
         def resolve() -> Guard | None:
             return self._resolve() if self._is_active else None
 
-        self._owner, self._name, _ = wrapt.resolve_path(module, seam.path)
-        self._namespace = vars(self._owner)
-        self._handle = wrapt.wrap_function_wrapper(module, seam.path, wrap(resolve))
+        self._owner, self.name, _ = wrapt.resolve_path(module, seam.path)
+        self.namespace = vars(self._owner)
+        self.handle = wrapt.wrap_function_wrapper(module, seam.path, wrap(resolve))
 
     @property
     def is_intact(self) -> bool:
         """Whether calls still pass here. Cheap when we are outermost, which we nearly always are."""
-        if self._handle is None:
+        if self.handle is None:
             return False
-        current = self._namespace.get(self._name)
-        return current is self._handle or wrapt.is_wrapped_by(current, self._handle)
+        current = self.namespace.get(self.name)
+        return current is self.handle or wrapt.is_wrapped_by(current, self.handle)
 
     def repair(self) -> None:
         """Put the wrapper back after somebody has taken it away.
@@ -146,7 +151,7 @@ class InstalledSeam:
         with self._lock:
             if not self._is_active or self.is_intact:
                 return
-            self._handle = None
+            self.handle = None
         self._report(self.library, str(self.seam), "lost")
         self.install(sys.modules[self.seam.module])
 
@@ -154,12 +159,12 @@ class InstalledSeam:
         """Take our own wrapper off the call path, wherever in the chain it stands; what cannot be removed goes inert."""
         with self._lock:
             self._is_active = False
-            handle, self._handle = self._handle, None
+            handle, self.handle, self.namespace = self.handle, None, {}
             if handle is None:
                 return
             # Below a foreign closure it stays on the path, and passes every call through.
             with contextlib.suppress(wrapt.WrapperNotOutermostError, AttributeError):
-                wrapt.unwrap_object(self._owner, self._name, handle, missing_ok=True)
+                wrapt.unwrap_object(self._owner, self.name, handle, missing_ok=True)
         self.state = "removed"
         self._report(self.library, str(self.seam), "removed")
 
@@ -219,11 +224,21 @@ class Seams:
         """See that the seams of a module are on the call path, and put back what was taken away.
 
         Raises:
-            SeamError: One cannot be put back.
+            SeamError: One cannot be put back, and that is not forgiven: as long as it lasts, no call goes.
         """
         for installed in self._by_module.get(module, ()):
-            if installed.state in {"hooked", "fallback"} and not installed.is_intact:
-                installed.repair()
+            # Asked before every call, of every seam below: nearly always the wrapper in place is ours, and outermost.
+            if installed.namespace.get(installed.name) is not installed.handle and not installed.is_intact:
+                self._put_back(installed)
+
+    def _put_back(self, taken_away: InstalledSeam) -> None:
+        try:
+            taken_away.repair()
+        except SeamError as fault:
+            if not self._forgives():
+                raise
+            taken_away.namespace = {}  # not asked again
+            logger.error("agentguard: a library is no longer observed: %s", fault)  # noqa: TRY400 - the message says it all
 
     def remove(self) -> None:
         """Remove every seam, the last installed first."""

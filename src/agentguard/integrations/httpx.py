@@ -13,13 +13,13 @@ import sys
 from typing import TYPE_CHECKING, Any, Self
 
 from agentguard.admission import InProgress
+from agentguard.context import OWN_TRAFFIC
 from agentguard.core.call import Target
 from agentguard.integrations._calls import (
     Hop,
     Reading,
     begin_or_none,
     is_event_stream,
-    is_own_traffic,
     judge,
     meter_for,
     read_answer,
@@ -30,7 +30,7 @@ from agentguard.integrations._decoding import can_undo
 from agentguard.integrations._seam import Hook, Integration, Seam
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from types import ModuleType
 
     from agentguard.admission import Admission
@@ -48,20 +48,24 @@ def target_of(request: Any) -> Target:
     return Target(scheme, url.host, url.port or _DEFAULT_PORTS.get(scheme, 0), url.path)
 
 
-def others_touched(client: Any, request: Any, target: Target) -> Iterator[Target]:
+def others_touched(client: Any, request: Any, target: Target) -> Sequence[Target]:
     """What else a hop touches: its proxy, and a host that its Host header or SNI names instead of the URL's."""
     named = header(request.headers, b"host")
-    if named and named != target.host and (host := _without_port(named)).lower() != target.host.lower():
-        yield target._replace(host=host)
     sni = request.extensions.get("sni_hostname")
+    if (not named or named == target.host) and sni is None and (client is None or not client._mounts):
+        return ()
+    others: list[Target] = []
+    if named and (host := _without_port(named)).lower() != target.host.lower():
+        others.append(target._replace(host=host))
     if isinstance(sni, str) and sni and sni.lower() != target.host.lower():
-        yield target._replace(host=sni)
+        others.append(target._replace(host=sni))
     if client is not None and client._mounts:
         pool = getattr(client._transport_for_url(request.url), "_pool", None)
         proxy = getattr(pool, "_proxy_url", None)
         if proxy is not None:
             scheme = proxy.scheme.decode()
-            yield Target(scheme, proxy.host.decode(), proxy.port or _DEFAULT_PORTS.get(scheme, 1080), "/")
+            others.append(Target(scheme, proxy.host.decode(), proxy.port or _DEFAULT_PORTS.get(scheme, 1080), "/"))
+    return others
 
 
 def header(headers: Any, name: bytes) -> str:
@@ -79,17 +83,19 @@ def _without_port(netloc: str) -> str:
 def _send(resolve: Resolve) -> Wrapper:
     def send(wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guard = resolve()
-        if guard is None or is_own_traffic():
+        if guard is None or OWN_TRAFFIC.get():
             return wrapped(*args, **kwargs)
         request, streams = args[0] if args else kwargs["request"], kwargs.get("stream", False)
         admitted = begin_or_none(guard)
         if admitted is not None:
-            return finished(admitted, _taking(admitted, wrapped, args, kwargs), streams)
+            admitted.response_taken = True
+            return finished(admitted, wrapped(*args, **kwargs), streams)
         reading = read_request(request.method, target_of(request), request.read)
         admitted = guard.begin(reading.call)
         with InProgress(admitted):
             args, kwargs = _with_request(_changed(admitted, reading, request), args, kwargs)
-            response = finished(admitted, _taking(admitted, wrapped, args, kwargs), streams)
+            admitted.response_taken = True
+            response = finished(admitted, wrapped(*args, **kwargs), streams)
         if not admitted.is_streaming:
             admitted.finish()
         return response
@@ -100,18 +106,20 @@ def _send(resolve: Resolve) -> Wrapper:
 def _asend(resolve: Resolve) -> Wrapper:
     async def send(wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guard = resolve()
-        if guard is None or is_own_traffic():
+        if guard is None or OWN_TRAFFIC.get():
             return await wrapped(*args, **kwargs)
         request, streams = args[0] if args else kwargs["request"], kwargs.get("stream", False)
         admitted = begin_or_none(guard)
         if admitted is not None:
-            return finished(admitted, await _taking(admitted, wrapped, args, kwargs), streams)
+            admitted.response_taken = True
+            return finished(admitted, await wrapped(*args, **kwargs), streams)
         body = await request.aread() if request.method == "POST" else b""
         reading = read_request(request.method, target_of(request), lambda: body)
         admitted = await guard.abegin(reading.call)
         with InProgress(admitted):
             args, kwargs = _with_request(_changed(admitted, reading, request), args, kwargs)
-            response = finished(admitted, await _taking(admitted, wrapped, args, kwargs), streams)
+            admitted.response_taken = True
+            response = finished(admitted, await wrapped(*args, **kwargs), streams)
         if not admitted.is_streaming:
             admitted.finish()
         return response
@@ -122,10 +130,10 @@ def _asend(resolve: Resolve) -> Wrapper:
 def _send_single(resolve: Resolve) -> Wrapper:
     def send_single(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guard = resolve()
-        if guard is None or is_own_traffic():
+        if guard is None or OWN_TRAFFIC.get():
             return wrapped(*args, **kwargs)
         request = args[0] if args else kwargs["request"]
-        return send_hop(guard, client, request, lambda sent: wrapped(sent))  # noqa: PLW0108 - drops the other arguments
+        return send_hop(guard, client, request, wrapped)
 
     return send_single
 
@@ -133,10 +141,10 @@ def _send_single(resolve: Resolve) -> Wrapper:
 def _asend_single(resolve: Resolve) -> Wrapper:
     async def send_single(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guard = resolve()
-        if guard is None or is_own_traffic():
+        if guard is None or OWN_TRAFFIC.get():
             return await wrapped(*args, **kwargs)
         request = args[0] if args else kwargs["request"]
-        return await asend_hop(guard, client, request, lambda sent: wrapped(sent))  # noqa: PLW0108 - as above
+        return await asend_hop(guard, client, request, wrapped)
 
     return send_single
 
@@ -157,7 +165,7 @@ def send_hop(guard: Guard, client: Any, request: Any, send: Callable[[Any], Any]
 
 
 def _hop(admitted: Admission, client: Any, request: Any, target: Target, send: Callable[[Any], Any]) -> Any:
-    judge(admitted, target, *others_touched(client, request, target))
+    judge(admitted, target, others_touched(client, request, target))
     if admitted.in_hop:
         return send(request)
     with Hop(admitted, request.method, target) as hop:
@@ -183,7 +191,7 @@ async def asend_hop(guard: Guard, client: Any, request: Any, send: Callable[[Any
 
 
 async def _ahop(admitted: Admission, client: Any, request: Any, target: Target, send: Callable[[Any], Any]) -> Any:
-    judge(admitted, target, *others_touched(client, request, target))
+    judge(admitted, target, others_touched(client, request, target))
     if admitted.in_hop:
         return await send(request)
     with Hop(admitted, request.method, target) as hop:
@@ -192,18 +200,16 @@ async def _ahop(admitted: Admission, client: Any, request: Any, target: Target, 
     return response if admitted.response_taken else finished(admitted, response, streams=True)
 
 
-def _taking(admitted: Admission, wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call the library's `send`, and keep the hops below from reading the response that is read here."""
-    admitted.response_taken = True
-    return wrapped(*args, **kwargs)
-
-
 def finished(admitted: Admission, response: Any, streams: bool) -> Any:
     """Note a response that is complete, or put a meter into the stream of one that is not."""
     if admitted.family is None or response.status_code >= 300 or admitted.is_streaming:
         return response
+    body: bytes | None = getattr(response, "_content", None)  # read by the library, or built whole by a mock transport
+    is_complete = body is not None
+    if body is not None and body.startswith(b"{"):  # no stream of events, whatever its header says
+        read_answer(admitted, response.status_code, body)
+        return response
     headers = response.headers
-    is_complete = hasattr(response, "_content")  # read by the library, or built whole by a mock transport
     content_type = header(headers, b"content-type")
     if not is_event_stream(content_type) and (is_complete or not streams):
         read_answer(admitted, response.status_code, response.content)

@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 
 def integrations(verify: Callable[[str], None]) -> tuple[Integration, ...]:
     """The integrations of openai, groq and together."""
-    return tuple(sdk_integration(library, lambda _: False, verify) for library in ("openai", "groq", "together"))
+    return tuple(sdk_integration(library, None, verify) for library in ("openai", "groq", "together"))

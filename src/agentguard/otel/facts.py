@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from agentguard import errors
@@ -54,6 +55,11 @@ def of_scope(kind: str, name: str) -> Attributes:
 
 def of_target(method: str, target: Target) -> Attributes:
     """An HTTP request, before it has an answer."""
+    return dict(_of_target(method, target))
+
+
+@lru_cache(maxsize=1024)
+def _of_target(method: str, target: Target) -> Attributes:
     known = method if method in names.HTTP_METHODS else names.OTHER
     attributes: Attributes = {
         names.HTTP_METHOD: known,
@@ -109,7 +115,10 @@ def of_request(request: object, provider: str = "") -> Attributes:
     """The parameters of a request body, whichever API it is for. Whatever is not of the expected type is left out."""
     if not isinstance(request, Mapping):
         return {}
-    found = {name: value for key, name, read in _PARAMETERS if (value := read(request.get(key))) is not None}
+    found: Attributes = {}
+    for key, value in request.items():
+        if (known := _PARAMETERS.get(key)) is not None and (said := known[1](value)) is not None:
+            found[known[0]] = said
     if found.get(names.REQUEST_CHOICE_COUNT) == 1:
         del found[names.REQUEST_CHOICE_COUNT]
     if provider != "openai" or found.get(names.OPENAI_REQUEST_SERVICE_TIER) == "auto":
@@ -154,29 +163,29 @@ def _inner(value: object, key: str) -> object:
     return value.get(key) if isinstance(value, Mapping) else None
 
 
-_PARAMETERS: tuple[tuple[str, str, Callable[[object], Any]], ...] = (
-    ("temperature", names.REQUEST_TEMPERATURE, _number),
-    ("top_p", names.REQUEST_TOP_P, _number),
-    ("top_k", names.REQUEST_TOP_K, _integer),
-    ("frequency_penalty", names.REQUEST_FREQUENCY_PENALTY, _number),
-    ("presence_penalty", names.REQUEST_PRESENCE_PENALTY, _number),
-    ("max_tokens", names.REQUEST_MAX_TOKENS, _integer),
-    ("max_completion_tokens", names.REQUEST_MAX_TOKENS, _integer),
-    ("max_output_tokens", names.REQUEST_MAX_TOKENS, _integer),
-    ("seed", names.REQUEST_SEED, _integer),
-    ("n", names.REQUEST_CHOICE_COUNT, _integer),
-    ("dimensions", names.EMBEDDINGS_DIMENSION_COUNT, _integer),
-    ("encoding_format", names.REQUEST_ENCODING_FORMATS, _strings),
-    ("stop", names.REQUEST_STOP_SEQUENCES, _strings),
-    ("stop_sequences", names.REQUEST_STOP_SEQUENCES, _strings),
-    ("reasoning", names.REQUEST_REASONING_LEVEL, _effort),
-    ("reasoning_effort", names.REQUEST_REASONING_LEVEL, _string),
-    ("previous_response_id", names.REQUEST_PREVIOUS_RESPONSE_ID, _string),
-    ("response_format", names.OUTPUT_TYPE, _output_type),
-    ("text", names.OUTPUT_TYPE, _text_format),
-    ("service_tier", names.OPENAI_REQUEST_SERVICE_TIER, _string),
-)
-"""A parameter of a body, its attribute, and how it is read."""
+_PARAMETERS: dict[object, tuple[str, Callable[[object], Any]]] = {
+    "temperature": (names.REQUEST_TEMPERATURE, _number),
+    "top_p": (names.REQUEST_TOP_P, _number),
+    "top_k": (names.REQUEST_TOP_K, _integer),
+    "frequency_penalty": (names.REQUEST_FREQUENCY_PENALTY, _number),
+    "presence_penalty": (names.REQUEST_PRESENCE_PENALTY, _number),
+    "max_tokens": (names.REQUEST_MAX_TOKENS, _integer),
+    "max_completion_tokens": (names.REQUEST_MAX_TOKENS, _integer),
+    "max_output_tokens": (names.REQUEST_MAX_TOKENS, _integer),
+    "seed": (names.REQUEST_SEED, _integer),
+    "n": (names.REQUEST_CHOICE_COUNT, _integer),
+    "dimensions": (names.EMBEDDINGS_DIMENSION_COUNT, _integer),
+    "encoding_format": (names.REQUEST_ENCODING_FORMATS, _strings),
+    "stop": (names.REQUEST_STOP_SEQUENCES, _strings),
+    "stop_sequences": (names.REQUEST_STOP_SEQUENCES, _strings),
+    "reasoning": (names.REQUEST_REASONING_LEVEL, _effort),
+    "reasoning_effort": (names.REQUEST_REASONING_LEVEL, _string),
+    "previous_response_id": (names.REQUEST_PREVIOUS_RESPONSE_ID, _string),
+    "response_format": (names.OUTPUT_TYPE, _output_type),
+    "text": (names.OUTPUT_TYPE, _text_format),
+    "service_tier": (names.OPENAI_REQUEST_SERVICE_TIER, _string),
+}
+"""The parameters of a body: their attribute, and how they are read."""
 
 
 def of_answer(answer: Answer, provider: str) -> Attributes:

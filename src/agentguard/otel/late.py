@@ -115,14 +115,14 @@ class LateTracer:
     def begin(self, around: Context) -> Span:
         """A span inside of what is current in a context: it is as if it was started now."""
         ids = self._ids.real
-        if around and (parent := trace.get_current_span(around).get_span_context()).is_valid:
-            flags = parent.trace_flags
-            if not flags & _SAMPLED:
-                if self._follows_parent:
-                    return NonRecordingSpan(SpanContext(parent.trace_id, ids.generate_span_id(), False, flags, parent.trace_state))
-                flags = TraceFlags(flags | _SAMPLED)
-            return LateSpan(SpanContext(parent.trace_id, ids.generate_span_id(), False, flags, parent.trace_state), around)
-        return LateSpan(SpanContext(ids.generate_trace_id(), ids.generate_span_id(), False, self._root_flags), around)
+        if not around or not (parent := trace.get_current_span(around).get_span_context()).is_valid:
+            return LateSpan(SpanContext(ids.generate_trace_id(), ids.generate_span_id(), False, self._root_flags), around)
+        flags = parent.trace_flags
+        is_sampled = bool(flags & _SAMPLED) or not self._follows_parent
+        if is_sampled:
+            flags = TraceFlags(flags | _SAMPLED)
+        own = SpanContext(parent.trace_id, ids.generate_span_id(), False, flags, parent.trace_state)
+        return LateSpan(own, around) if is_sampled else NonRecordingSpan(own)
 
     def start(self, late: LateSpan, name: str, kind: SpanKind, attributes: Mapping[str, Any], start: int) -> Span:
         """Make the real span of a late one. `start` is in Unix nanoseconds."""

@@ -23,7 +23,6 @@ from agentguard.otel.peers import Elsewhere, reported_around, silenced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import AbstractContextManager
     from contextvars import Token
 
     from opentelemetry._logs import Logger, LoggerProvider
@@ -85,42 +84,6 @@ class Opened(Begun):
         self.denied: tuple[Decision, bool] | None = None
 
 
-class _Current:
-    """Makes a context the current one, for one frame."""
-
-    __slots__ = ("_context", "_token")
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    def __enter__(self) -> None:
-        self._token: Token[Context] = contexts.attach(self._context)
-
-    def __exit__(self, *_: object) -> None:
-        token = self._token
-        try:
-            token.var.reset(token)
-        except ValueError:
-            pass  # a generator closed from another task or thread, whose context was never changed; `detach` would log it
-        except AttributeError:  # OTEL_PYTHON_CONTEXT names a context that is none of contextvars
-            contexts.detach(token)
-
-
-class _Nothing:
-    """Leaves the current context as it is."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-_NOTHING = _Nothing()
-
-
 class _Notes:
     """What was said of a call before it was settled."""
 
@@ -180,9 +143,23 @@ class Spans:
         """The context that is current now."""
         return Around(contexts.get_current())
 
-    def current(self, span: object) -> AbstractContextManager[object]:
-        """Make what `begin` returned current, for one frame."""
-        return _Current(span.context) if type(span) is Opened else _NOTHING
+    def enter(self, span: object) -> Token[Context] | None:
+        """Make what `begin` returned current."""
+        return contexts.attach(span.context) if type(span) is Opened else None
+
+    def leave(self, entered: Token[Context]) -> None:
+        """Make current again what was before."""
+        try:
+            entered.var.reset(entered)
+        except ValueError:
+            pass  # a generator closed from another task or thread, whose context was never changed; `detach` would log it
+        except AttributeError:  # OTEL_PYTHON_CONTEXT names a context that is none of contextvars
+            contexts.detach(entered)
+
+    def silence(self, span: object, call: Call) -> None:
+        """Have the official instrumentations stay silent where this span is current: it reports the call."""
+        if isinstance(span, Opened) and span.elsewhere is Elsewhere.NOTHING and isinstance(call, LLMCall):
+            span.context = silenced(span.context, call)
 
     def leave_usage(self, span: object) -> None:
         """Leave usage to another span of the same call: an SDK that traces natively, and is to go on doing so."""
@@ -198,11 +175,12 @@ class Spans:
             attributes = None if agent is None else {names.AGENT_NAME: agent}
             span = self.tracer.start_span(call.name, around, SpanKind.INTERNAL, attributes)
             return Opened(span, trace.set_span_in_context(span, around), elsewhere)
+        tracer = self._tracer or self.tracer
         if self._late is not None:
             span = self._late.begin(around)
         else:
-            span = self.tracer.start_span(call.name, around, SpanKind.CLIENT, self._facts_of(call, agent))
-        return Opened(span, silenced(trace.set_span_in_context(span, around), call), elsewhere)
+            span = tracer.start_span(call.name, around, SpanKind.CLIENT, self._facts_of(call, agent))
+        return Opened(span, trace.set_span_in_context(span, around), elsewhere)
 
     @property
     def tracer(self) -> Tracer:
@@ -281,7 +259,7 @@ class Spans:
         span = opened.span
         if isinstance(span, LateSpan) and self._late is not None:
             known = self._facts_of(call, event.caller.agent)
-            span = self._late.start(span, call.name, SpanKind.CLIENT, known | attributes, facts.unix_nanos(event.started))
+            span = self._late.start(span, call.name, SpanKind.CLIENT, {**known, **attributes}, facts.unix_nanos(event.started))
             attributes = {names.ERROR_TYPE: attributes[names.ERROR_TYPE]} if names.ERROR_TYPE in attributes else {}
         _end(span, event.at, attributes)
 

@@ -78,7 +78,7 @@ def _read(body: Mapping[str, object], path: str) -> Request:
     )
     return Request(
         model_of(body, path),
-        is_on(body.get("stream")),
+        is_on(body["stream"]) if "stream" in body else False,
         max(bounds, default=None),
         choices or 1,
         shown.size,

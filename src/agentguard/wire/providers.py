@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from agentguard.policy.providers import PROVIDER_HOSTS
@@ -25,6 +26,7 @@ for _word, _patterns in PROVIDER_HOSTS.items():
         _known[_pattern.removeprefix("*")] = _NAMES.get(_word, _word)
 
 
+@lru_cache(maxsize=1024)
 def provider_of(host: str, family: Family) -> str:
     """OpenTelemetry's name for who serves this host; the family's default when the host does not tell."""
     host = host.lower().rstrip(".")

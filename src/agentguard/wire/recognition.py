@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, lru_cache
+from importlib import import_module
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -22,47 +24,41 @@ def could_be(path: str) -> bool:
 
 
 def recognise(path: str, body: Mapping[str, object]) -> Family | None:
-    """The API family that a request belongs to; None when it is no LLM call.
-
-    A family is imported with the first request of its kind: its regular expressions take milliseconds to compile.
-    """
+    """The API family that a request belongs to; None when it is no LLM call."""
     path = _canonical(path)
     if path.endswith("/completions"):
         return _recognise_completions(path, body)
     if path.endswith("/v1/messages") and "messages" in body:
-        from agentguard.wire.anthropic_messages import FAMILY as ANTHROPIC_MESSAGES
-
-        return ANTHROPIC_MESSAGES
+        return _family("anthropic_messages")
     if path.endswith(("/responses", "/responses/compact")):
         return _recognise_responses(path, body)
     if path.endswith("/embeddings") and "input" in body:
-        from agentguard.wire.openai_embeddings import FAMILY as OPENAI_EMBEDDINGS
-
-        return OPENAI_EMBEDDINGS
+        return _family("openai_embeddings")
     return None
 
 
 def _recognise_completions(path: str, body: Mapping[str, object]) -> Family | None:
     if "messages" in body:
-        from agentguard.wire.openai_chat import FAMILY as OPENAI_CHAT
-
-        return OPENAI_CHAT
+        return _family("openai_chat")
     if any(name in body for name in _PROMPTS) or ("model" in body and not path.endswith("/chat/completions")):
-        from agentguard.wire.openai_completions import FAMILY as OPENAI_COMPLETIONS
-
-        return OPENAI_COMPLETIONS
+        return _family("openai_completions")
     return None
 
 
 def _recognise_responses(path: str, body: Mapping[str, object]) -> Family | None:
     if not (("model" in body or "prompt" in body) and any(name in body for name in _INPUTS)):
         return None
-    from agentguard.wire.openai_responses import COMPACT_FAMILY as OPENAI_RESPONSES_COMPACT
-    from agentguard.wire.openai_responses import FAMILY as OPENAI_RESPONSES
-
-    return OPENAI_RESPONSES if path.endswith("/responses") else OPENAI_RESPONSES_COMPACT
+    return _family("openai_responses", "FAMILY" if path.endswith("/responses") else "COMPACT_FAMILY")
 
 
+@cache
+def _family(module: str, name: str = "FAMILY") -> Family:
+    """A family, imported with the first request of its kind: its regular expressions take milliseconds to compile."""
+    family: Family = getattr(import_module(f"agentguard.wire.{module}"), name)
+    return family
+
+
+@lru_cache(maxsize=1024)
 def _canonical(path: str) -> str:
     """The path as a server would route it: without query and trailing slash, decoded, in one case."""
     if "?" in path:
