@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -188,3 +190,66 @@ def test_the_tested_versions_are_those_that_the_tests_are_pinned_to():
 )
 def test_a_version_is_tested_newer_or_older(version, support):
     assert _support("openai", version) == support
+
+
+# ------------------------------------------------------------------------------------------------------ live connections
+
+GUARDED = """\
+import socket, sys, agentguard
+agentguard.instrument({policy!r})
+allowed = socket.create_connection(("127.0.0.1", {allowed}))
+other = socket.create_connection(("127.0.0.1", {other}))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def program(folder):
+    """A guarded program with a connection to each of two servers, one of which the policy on disk comes to list alone."""
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        ports = first.getsockname()[1], second.getsockname()[1]
+        file = folder / "agentguard.yaml"
+        both = ", ".join(f'"127.0.0.1:{port}"' for port in ports)
+        file.write_text(f'agent_config: {{name: bot, external_calls: {{allowed_domains: [{both}], blocked_domains: ["*"]}}}}\n')
+        code = GUARDED.format(policy=str(file), allowed=ports[0], other=ports[1])
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "ready\n"
+            file.write_text(file.read_text().replace(f', "127.0.0.1:{ports[1]}"', ""))
+            yield process, ports
+            process.communicate("")
+
+
+def held(document):
+    return next(section["lines"] for section in document["sections"] if section["title"] == "Connections held now")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@pytest.mark.parametrize("by", ["its id", "its ledger"])
+def test_connections_that_the_policy_would_refuse_are_findings_with_the_line_to_add(agentguard_json, program, by):
+    process, (allowed, other) = program
+
+    code, document = agentguard_json("doctor", "--no-canary", *(["--pid", str(process.pid)] if by == "its id" else []))
+
+    marks = {line["text"].partition(" to ")[2].partition(": ")[0]: line for line in held(document)[1:]}
+    assert code == 1
+    assert held(document)[0]["text"].startswith(f"process {process.pid} ")
+    assert marks[f"tcp 127.0.0.1:{allowed}"]["mark"] == "ok"
+    assert marks[f"tcp 127.0.0.1:{other}"]["mark"] == "finding"
+    assert marks[f"tcp 127.0.0.1:{other}"]["remedy"] == f"agentguard policy allow 127.0.0.1:{other}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_a_process_that_is_not_there_is_a_finding(agentguard_json, policy):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+
+    _, document = agentguard_json("doctor", "--no-canary", "--pid", str(process.pid))
+
+    assert "there is no process" in held(document)[0]["text"]
+
+
+def test_without_a_guarded_program_it_says_how_to_look_at_another(agentguard_json, policy):
+    _, document = agentguard_json("doctor", "--no-canary")
+
+    assert "--pid" in held(document)[0]["text"]

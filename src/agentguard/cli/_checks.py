@@ -24,6 +24,7 @@ from agentguard.errors import AgentGuardError, PolicyError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from agentguard.egress.held import Held
     from agentguard.policy import Policy
 
 _CANARY_SECONDS = 90
@@ -43,10 +44,11 @@ class Line:
 class Place:
     """Where the doctor looks."""
 
-    def __init__(self, policy_path: str | None, store_url: str | None, is_sending: bool) -> None:
+    def __init__(self, policy_path: str | None, store_url: str | None, is_sending: bool, pids: tuple[int, ...] = ()) -> None:
         self.policy_path = policy_path
         self.store_url = store_url
         self.is_sending = is_sending
+        self.pids = pids
 
     @cached_property
     def policy(self) -> Policy | None:
@@ -276,6 +278,39 @@ def _without_credentials(url: str) -> str:
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
+# ------------------------------------------------------------------------------------------------------ live connections
+
+
+def _connections(place: Place) -> Iterator[Line]:
+    from agentguard.cli._connections import guarded_processes, held_by
+
+    pids = place.pids or guarded_processes()
+    if not pids:
+        yield Line("fact", "no guarded program runs now; --pid looks at any other")
+    if place.policy is None:
+        return
+    for pid in pids:
+        try:
+            found = held_by(pid, place.policy, place.store_url)
+        except (OSError, NotImplementedError) as error:
+            if place.pids:
+                yield Line("finding", f"the connections of {pid} cannot be read: {error}")
+            continue
+        yield Line("fact", f"process {pid} and its children: {len(found)} {'connection' if len(found) == 1 else 'connections'}")
+        yield from (_held(one, place.policy.mode) for one in found)
+
+
+def _held(one: Held, mode: str) -> Line:
+    names = f" ({', '.join(one.names)})" if one.names else ""
+    what = f"{one.connection.program}[{one.connection.pid}] to {one.connection}{names}"
+    if one.verdict.allowed:
+        return Line("ok", f"{what}: {one.verdict.why}")
+    if not one.is_sure:
+        return Line("note", f"{what}: its name is not known; refused, unless a wildcard means it", one.remedy)
+    would = "would be recorded as refused" if mode == "report" else "would be refused if it were made now"
+    return Line("note" if mode == "report" else "finding", f"{what}: {would}: {one.verdict.why}", one.remedy)
+
+
 # -------------------------------------------------------------------------------------------------- what is not guarded
 
 
@@ -305,6 +340,7 @@ CHECKS: tuple[tuple[str, Callable[[Place], Iterator[Line]]], ...] = (
     ("A call through each client", _canaries),
     ("State", _state),
     ("Telemetry", _telemetry),
+    ("Connections held now", _connections),
     ("Not guarded", _unguarded),
     ("Next", _next),
 )

@@ -34,15 +34,24 @@ class _Report:
 
 @click.command(cls=Command)
 @click.option("--no-canary", is_flag=True, help="Send no call through the installed clients; saves some seconds.")
+@click.option(
+    "--pid",
+    "pids",
+    type=int,
+    multiple=True,
+    help="List the connections of this process and its children. Default: of every guarded program that runs now.",
+)
 @policy_option
 @store_option
 @json_option
-def doctor(no_canary: bool, policy_path: str | None, store_url: str | None, as_json: bool) -> int:
+def doctor(no_canary: bool, pids: tuple[int, ...], policy_path: str | None, store_url: str | None, as_json: bool) -> int:
     """Look at what is installed, send a call through every client to a loopback server, and say what is not guarded.
+
+    Lists the connections that running programs hold, and which of them the policy would refuse.
 
     Exit code 1 when there is a finding. Notes are not findings.
     """
-    place = Place(policy_path, store_url, not no_canary)
+    place = Place(policy_path, store_url, not no_canary, pids)
     report = _Report()
     for title, check in CHECKS:
         report.sections.append((title, list(check(place))))
