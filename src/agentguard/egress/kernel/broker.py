@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import threading
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from agentguard.egress.kernel import dns
@@ -218,7 +219,8 @@ def read_nameservers(path: str = "/etc/resolv.conf") -> list[tuple[str, int]]:
         for line in file:
             words = line.split()
             if len(words) > 1 and words[0] == "nameserver":
-                found.append((words[1].partition("%")[0], PORT))
+                with contextlib.suppress(ValueError):
+                    found.append((str(ip_address(words[1].partition("%")[0])), PORT))
     return found or [("127.0.0.1", PORT)]
 
 
