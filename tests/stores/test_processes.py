@@ -347,6 +347,15 @@ def test_two_stores_that_decide_by_turns_count_each_other(shared, path):
     other.close()
 
 
+def test_rows_beyond_those_that_are_kept_in_memory_count_the_same(shared, monkeypatch):
+    monkeypatch.setattr("agentguard.stores._rows._MOST_ROWS", 2)
+    for number in range(5):
+        shared.reserve(Reserve(str(number), charges(10)))
+    shared.settle("0", Amounts(7, 7))
+
+    assert balances(shared) == [(7, 40)] * len(ROWS)
+
+
 def test_what_is_asked_twice_is_counted_once_by_the_next_decisions_too(shared):
     first = Reserve("1", charges(10))
     for _ in range(3):

@@ -46,10 +46,11 @@ class KnownRows:
     def look(self, db: sqlite3.Connection) -> None:
         """Find out whether another process has written since; if so, nothing that is known here holds any more."""
         (version,) = db.execute("PRAGMA data_version").fetchone()
-        if version == self._version and len(self._built) <= _MOST_ROWS:
+        is_full = len(self._built) > _MOST_ROWS
+        if version == self._version and not is_full:
             return
         self.forget()
-        if len(self._built) > _MOST_ROWS:
+        if is_full:
             self._built.clear()
         (epoch,) = db.execute("SELECT epoch FROM control").fetchone()
         if epoch != self._epoch:
