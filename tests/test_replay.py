@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 import agentguard
 from agentguard import Denied, Guard, HTTPCall, LLMCall, Policy, Usage
-from agentguard.audit import EventLog, read_events, record_of
-from agentguard.audit.history import history
+from agentguard.audit import EventLog, history, read_events, record_of
 from agentguard.context import CALLER
 from agentguard.core.call import Target
 from agentguard.core.caller import Caller
-from agentguard.events import Attempt
+from agentguard.events import Attempt, CallDenied
 from agentguard.policy.model import Price
 from agentguard.replay import replay
 from agentguard.testing import FrozenClock
@@ -280,6 +279,27 @@ def test_broken_records_are_passed_over_and_counted(recording):
     found = history([*past.records, *broken, *odd])
 
     assert (len(found.calls), found.unreadable) == (1, 2)
+
+
+def test_what_the_layers_below_http_refused_is_read_as_far_as_it_names_a_host(recording):
+    past = recording(policy())
+    for target in (
+        Target("tcp", "10.0.0.7", 5432, "/"),
+        Target("dns", "db.acme.com", 0, ""),
+        Target("unix", "/run/docker.sock", 0, ""),
+        Target("af_packet", "AF_PACKET", 0, ""),
+    ):
+        decision = past.guard.check(HTTPCall("GET", Target("https", "else.example", 443, "/")))
+        past.guard.tell(
+            CallDenied(past.clock.time(), next(past.guard.ids), HTTPCall("CONNECT", target), Caller(), decision, True)
+        )
+
+    found = past.history()
+
+    assert [str(call.call.target) for call in found.calls] == ["tcp://10.0.0.7:5432/", "dns://db.acme.com:0/"]
+    assert found.unreadable == 0
+    listed = policy(external_calls={"allowed_domains": ["10.0.0.7:5432", "db.acme.com:5432"]})
+    assert (past.under(listed).calls, rules(past.under(listed).allowed)) == (1, {"external_calls.allowed_domains": 1})
 
 
 def test_a_log_on_disk_is_what_is_replayed(recording, tmp_path):

@@ -25,7 +25,7 @@ from agentguard.stores.memory import MemoryStore
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from agentguard.audit.history import PastCall, Refusal
+    from agentguard.audit.past import PastCall, Refusal
     from agentguard.core.caller import Caller
     from agentguard.core.decision import Decision
     from agentguard.core.engine import Admission
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _NOT_A_POLICYS = frozenset({"isolated", "store"})
 _BLOCK = "agentguard.budget"
+_LOOKUP = "dns"
 
 
 class Judged(NamedTuple):
@@ -93,7 +94,7 @@ def replay(policy: Policy, calls: Iterable[PastCall], prices: PriceSource | None
 
     Args:
         policy: The policy. Its mode does not matter.
-        calls: As `audit.history.history` gives them.
+        calls: As `audit.history` gives them.
         prices: The price list; None: the bundled one, as of the time of each call.
     """
     judged = list(_Past(policy, prices).judge(calls))
@@ -140,6 +141,8 @@ class _Past:
 
     def judge(self, calls: Iterable[PastCall]) -> Iterator[Judged]:
         for number, past in enumerate(calls):
+            if any(target.scheme == _LOOKUP for target, _ in past.hops):
+                continue  # for which port is not known; a connection that follows is judged itself
             self._settle_until(past.started)
             caller = past.caller if past.caller.agents else past.caller._replace(agents=self._in_force.home)
             now, waits = self._decide(past, caller, str(number))

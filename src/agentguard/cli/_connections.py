@@ -85,8 +85,7 @@ def _names(policy: Policy) -> Iterator[str]:
 
 
 def _recent() -> list[str]:
-    from agentguard.audit import read_events
-    from agentguard.audit.history import history
+    from agentguard.audit import history, read_events
 
     calls = history(read_events(events_directory(), time.time() - _RECENT_SECONDS)).calls
     return [hop.target.host for call in reversed(calls) for hop in call.hops]

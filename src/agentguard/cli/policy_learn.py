@@ -16,7 +16,7 @@ from agentguard.cli.policy_edit import changes_as_json, print_changes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from agentguard.audit.history import PastCall
+    from agentguard.audit.past import PastCall
     from agentguard.policy import Policy
     from agentguard.policy.diff import Change
     from agentguard.policy.edit import Learned
@@ -58,8 +58,7 @@ def learn(
         agentguard policy learn --since 7d
         agentguard policy learn --since 7d --agent researcher --write
     """
-    from agentguard.audit import read_events
-    from agentguard.audit.history import history
+    from agentguard.audit import history, read_events
     from agentguard.policy.learn import learn as learning
 
     file = find_policy_file(policy_path)

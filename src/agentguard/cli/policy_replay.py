@@ -34,8 +34,7 @@ def replay(file: str | None, since: float | None, agent: str | None, events: Pat
     \b
         agentguard policy replay draft.yaml --since 7d
     """
-    from agentguard.audit import read_events
-    from agentguard.audit.history import history
+    from agentguard.audit import history, read_events
     from agentguard.replay import replay as replaying
 
     policy = required_policy(file)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     Record = dict[str, Any]
 
+_OF_HOSTS = frozenset({"dns", "http", "https", "tcp", "udp", "ws", "wss"})
+"""Schemes of what names a host. A refused Unix socket, or a socket of another family, is no call to one."""
+
 _KINDS = frozenset({"call_admitted", "call_denied", "call_settled", "scope_ended"})
 
 
@@ -71,13 +74,14 @@ class History(NamedTuple):
 def history(records: Iterable[Record]) -> History:
     """Put records together, as `read_events` gives them. A record that is broken is passed over and counted.
 
-    Of tools, the ones that ran are known by their end, and those that were refused by their refusal.
+    Of tools, the ones that ran are known by their end, and those that were refused by their refusal. A name whose lookup was
+    refused is a call too, to `dns://name`, on a port that nobody knows.
     """
     found: dict[str, _Parts] = {}
     reported: dict[tuple[object, ...], int] = {}
     unreadable = 0
     for number, record in enumerate(records):
-        if record.get("kind") not in _KINDS:
+        if record.get("kind") not in _KINDS or not _is_of_a_host(record):
             continue
         try:
             if record["kind"] == "scope_ended":
@@ -90,6 +94,11 @@ def history(records: Iterable[Record]) -> History:
             unreadable += 1
     calls = sorted((parts.whole() for parts in found.values()), key=lambda call: call.started)
     return History(tuple(calls), unreadable)
+
+
+def _is_of_a_host(record: Record) -> bool:
+    target = record.get("target")
+    return target is None or str(target).partition("://")[0] in _OF_HOSTS
 
 
 class _Parts:
