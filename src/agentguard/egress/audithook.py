@@ -168,8 +168,12 @@ class _Sockets:
         else:
             self._net.judge_family("AF_INET, with a port that may change")
             return
-        if isinstance(host, bytearray) or (name := queried(host)) is not None:
-            self._net.judge_hidden_lookup("" if isinstance(host, bytearray) else name or "", port)
+        if type(host) not in (str, bytes):  # its bytes may change, or its class encode it as another host
+            self._net.judge_hidden_lookup(repr(type(host)), port)
+            return
+        name = queried(host)
+        if name is not None:
+            self._net.judge_hidden_lookup(name, port)
             return
         self._net.judge_connection(_address(host, family), port, is_stream=self._is_stream(sock))
 
@@ -182,11 +186,13 @@ class _Sockets:
 
     def looks_up(self, host: object, *_: object) -> None:
         """A name is about to be looked up, by a function that was kept from before ours took its place."""
-        name = None if self._net.is_looking_up else queried(host)
-        if name is None:
+        if self._net.is_looking_up or host is None:
             return
         if type(host) not in (str, bytes):
-            self._net.judge_hidden_lookup(name, 0)
+            self._net.judge_hidden_lookup(repr(type(host)), 0)
+        name = queried(host)
+        if name is None:
+            return
         with self._net.looking_up(name) as take:
             try:
                 found = _socket.getaddrinfo(name, None)

@@ -109,7 +109,8 @@ class Reach:
                 why = (
                     f"{verdict.why}, and no allowed name has resolved to it" if verdict.why.startswith("not in ") else verdict.why
                 )
-                return _denied(agent, caller, f"connect to {address}", verdict._replace(why=why), address)
+                shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+                return _denied(agent, caller, f"connect to {shown}", verdict._replace(why=why), address)
         return self._rights.refuses_target(Target("tcp", address, port, "/"), caller)
 
     def refuses_datagrams(self, address: str, caller: Caller) -> Decision | None:

@@ -111,8 +111,12 @@ class Net:
             EgressDenied: None of them may be reached.
         """
         found = list(addresses)
-        if asking is None or self._is_own(name):
+        if asking is None:
             self.pins.pin(name, found, PIN_SECONDS)
+            return None
+        if self._is_own(name):
+            if asking.reach.refuses_lookup(name, asking.caller) is None:
+                self.pins.pin(name, found, PIN_SECONDS)
             return None
         refusals = {address: asking.reach.refuses_answer(name, address, asking.caller) for address in found}
         good = frozenset(address for address, refusal in refusals.items() if refusal is None)

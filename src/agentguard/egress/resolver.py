@@ -100,7 +100,7 @@ class Resolver:
     def _getaddrinfo(self, inner: Function, host: Any, *args: Any, **kwargs: Any) -> Any:
         name = queried(host)
         if name is None:
-            return inner(host, *args, **kwargs)
+            return inner(plain(host), *args, **kwargs)
         with self._net.looking_up(name) as take:
             found = inner(name, *args, **kwargs)
             good = take(entry[4][0] for entry in found if entry[0] in _INTERNET)
@@ -109,7 +109,7 @@ class Resolver:
     def _gethostbyname(self, inner: Function, host: Any) -> Any:
         name = queried(host)
         if name is None:
-            return inner(host)
+            return inner(plain(host))
         with self._net.looking_up(name) as take:
             # The one address that this gives may be the one that may not be reached, beside others that may.
             _, _, found = _socket.gethostbyname_ex(name)
@@ -119,7 +119,7 @@ class Resolver:
     def _gethostbyname_ex(self, inner: Function, host: Any) -> Any:
         name = queried(host)
         if name is None:
-            return inner(host)
+            return inner(plain(host))
         with self._net.looking_up(name) as take:
             official, aliases, found = inner(name)
             good = take(found)
@@ -128,12 +128,12 @@ class Resolver:
     def _gethostbyaddr(self, inner: Function, host: Any) -> Any:
         if queried(host) is not None:
             return self._gethostbyname_ex(inner, host)
-        self._net.judge_reverse_lookup(_plain(host))
-        return inner(host)
+        self._net.judge_reverse_lookup(_text(host))
+        return inner(plain(host))
 
     def _getnameinfo(self, inner: Function, sockaddr: Any, flags: Any) -> Any:
         if not flags & socket.NI_NUMERICHOST:
-            self._net.judge_reverse_lookup(_plain(sockaddr[0]))
+            self._net.judge_reverse_lookup(_text(sockaddr[0]))
         return inner(sockaddr, flags)
 
     # --- methods of sockets -----------------------------------------------------------------------------------------
@@ -152,11 +152,18 @@ class Resolver:
         if sock.family not in _INTERNET or not isinstance(address, tuple) or len(address) < 2:
             return address
         name = queried(address[0])
-        if name is None or not self._net.is_judging:
+        if name is None:
+            return (plain(address[0]), *address[1:]) if type(address[0]) is not str else address
+        if not self._net.is_judging:
             return address
         found = socket.getaddrinfo(name, None, sock.family, sock.type)
         return (found[0][4][0], *address[1:])
 
 
-def _plain(host: Any) -> str:
+def plain(host: Any) -> Any:
+    """A host as exactly `str`, where it is text: a subclass may be encoded as another one."""
+    return str.__str__(host) if isinstance(host, str) else host
+
+
+def _text(host: Any) -> str:
     return bytes(host).decode("ascii") if isinstance(host, bytes | bytearray) else str.__str__(host)
