@@ -1,8 +1,8 @@
 """Counters in a file, shared by the processes of a host, that survive them.
 
 Every verb is one transaction: take the host lock, read the rows of the request that another process may have written since,
-decide in memory with `core.limits`, write, commit. A process that is killed anywhere in between has changed nothing: the kernel frees its lock
-and SQLite ignores what was not committed. What it had reserved before, `sweep` charges.
+decide in memory with `core.limits`, write, commit. A process that is killed anywhere in between has changed nothing: the
+kernel frees its lock and SQLite ignores what was not committed. What it had reserved before, `sweep` charges.
 
 The death of a process loses nothing. A loss of power may take the last commits with it (`synchronous=NORMAL`).
 """
