@@ -197,7 +197,8 @@ class Admission:
     ) -> None:
         """Charge the call soon, from the worker or before the next reservation. Takes no lock, so a finalizer may call it."""
         if self._end():
-            self.guard.settle_later(self, Ending(usage, outcome, error, decision, self.guard.clock.time()))
+            guard = self.guard
+            guard.settle_later(self, Ending(usage, outcome, error, decision, guard.clock.time()))
 
     def _end(self) -> bool:
         try:

@@ -34,7 +34,6 @@ class Asking:
         "_flow",
         "_guard",
         "_seen",
-        "_watch",
         "call",
         "caller",
         "id",
@@ -43,6 +42,7 @@ class Asking:
         "reply",
         "reports",
         "rights",
+        "watch",
     )
 
     def __init__(self, guard: Guard, call: Call, owner: Owner) -> None:
@@ -66,7 +66,7 @@ class Asking:
             reports=in_force.reports,
         )
         self.reports: bool = in_force.reports
-        self._watch: AbstractContextManager[None] | None = None
+        self.watch: AbstractContextManager[None] | None = None
         self._deadline = 0.0
         self._seen = 0
 
@@ -106,12 +106,12 @@ class Asking:
         if self.reports or self._is_ours(refused):
             return -1.0  # what this very thread or task holds cannot be given back while it waits
         guard.collect_garbage()
-        if self._watch is not None:
+        if self.watch is not None:
             return (self._deadline - guard.clock.monotonic()) or -1.0
         self._deadline = guard.clock.monotonic() + guard.policy.limits.contention_wait_seconds
         guard.store.sweep()  # what dead processes hold is charged now, not waited for
-        self._watch = guard.changes.watched()
-        self._watch.__enter__()
+        self.watch = guard.changes.watched()
+        self.watch.__enter__()
         return 0.0
 
     async def _let_generators_end(self, refused: Refused) -> None:
@@ -138,5 +138,6 @@ class Asking:
 
     def close(self) -> None:
         """Stop watching the store."""
-        if self._watch is not None:
-            self._watch.__exit__(None, None, None)
+        if self.watch is not None:
+            self.watch.__exit__(None, None, None)
+            self.watch = None

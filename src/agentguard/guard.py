@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import gc
 import itertools
@@ -289,12 +290,11 @@ class Guard:
                     case None:
                         return self._admitted(asking)
         finally:
-            asking.close()
+            if asking.watch is not None:
+                asking.close()
 
     async def abegin(self, call: Call) -> Admission:
         """Like `begin`, without blocking the event loop."""
-        import asyncio
-
         task = asyncio.current_task()
         asking = Asking(self, call, Owner(threading.get_ident(), None if task is None else weakref.ref(task)))
         try:
@@ -310,7 +310,8 @@ class Guard:
                     case None:
                         return self._admitted(asking)
         finally:
-            asking.close()
+            if asking.watch is not None:
+                asking.close()
 
     def _admitted(self, asked: Asking) -> Admission:
         call, caller, outcome = asked.call, asked.caller, asked.outcome
@@ -388,8 +389,6 @@ class Guard:
             answer = None
         if answer is not None and not (isinstance(answer, Refused) and answer.kind is RefusalKind.UNREGISTERED):
             return self._granted(answer)
-        import asyncio
-
         reserving = asyncio.get_running_loop().run_in_executor(None, self._reserve, request, ask)
         try:
             return await asyncio.shield(reserving)
@@ -496,7 +495,8 @@ class Guard:
         An ending that is known to make room only is not needed before a decision, unless that would be a refusal.
         """
         (self._ended if admitted.unread is None else self._roomy).put((admitted, ending))
-        self._worker.wake()
+        if not self._worker.is_woken:
+            self._worker.wake()
 
     def settle_ended(self) -> None:
         """Charge all calls whose endings are queued."""

@@ -59,7 +59,7 @@ class Worker:
         self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._is_woken: bool = False
+        self.is_woken: bool = False
         self._is_closing: bool = False
         self._is_telling: bool = False
         after_fork(self, Worker.restart)
@@ -77,13 +77,13 @@ class Worker:
             self.dropped += 1
             return
         self._events.append(event)
-        if not self._is_woken:
+        if not self.is_woken:
             self.wake()
 
     def wake(self) -> None:
         """Have the worker look soon."""
-        if not self._is_woken:
-            self._is_woken = True
+        if not self.is_woken:
+            self.is_woken = True
             self._signals.put(None)
 
     def flush(self, seconds: float = 2.0) -> bool:
@@ -113,7 +113,7 @@ class Worker:
         self._signals = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread = None
-        self._is_woken = self._is_telling = False
+        self.is_woken = self._is_telling = False
 
     def start(self) -> None:
         """See that the thread runs. Not from a finalizer."""
@@ -134,7 +134,7 @@ class Worker:
                 pass
             else:
                 time.sleep(BATCH_SECONDS)
-            self._is_woken = False
+            self.is_woken = False
             self._tell_queued()
             self._guarded(self._tick)
         self._tell_queued()

@@ -39,13 +39,26 @@ if TYPE_CHECKING:
     from agentguard.metering import Meter
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_MAX_TARGETS = 1024
+
+
+_targets: dict[object, Target] = {}
+"""Targets by the parsed form of their URL, a tuple: reading its parts one by one takes six calls of the library."""
 
 
 def target_of(request: Any) -> Target:
     """Where a request goes: the host of the URL object that the transport will connect to."""
     url = request.url
-    scheme = url.scheme
-    return Target(scheme, url.host, url.port or _DEFAULT_PORTS.get(scheme, 0), url.path)
+    parsed = getattr(url, "_uri_reference", None)
+    target = _targets.get(parsed)
+    if target is None:
+        scheme = url.scheme
+        target = Target(scheme, url.host, url.port or _DEFAULT_PORTS.get(scheme, 0), url.path)
+        if parsed is not None:
+            if len(_targets) >= _MAX_TARGETS:
+                _targets.clear()
+            _targets[parsed] = target
+    return target
 
 
 def others_touched(client: Any, request: Any, target: Target) -> Sequence[Target]:
