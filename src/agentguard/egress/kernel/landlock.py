@@ -9,8 +9,7 @@ import struct
 from agentguard.egress.kernel import abi
 
 _VERSION = 1  # the flag that asks for the version of the interface
-_SCOPED_SINCE = 6
-_MAKE_BLOCK = 1 << 12  # some right has to be handled: making block devices, which nobody does
+_SCOPED_SINCE = 6  # before, only with rules on files, which would forbid to move them between folders
 _SCOPE_ABSTRACT_UNIX = 1
 _SCOPE_SIGNAL = 2
 
@@ -24,15 +23,10 @@ def version() -> int:
 
 
 def restrict_this_thread() -> bool:
-    """Shield every process outside of what this thread and its children will be; False where Landlock is not to be had.
-
-    Before version 6 it keeps from looking into others, not from signalling them.
-    """
-    found = version()
-    if not found:
+    """Shield every process outside of what this thread and its children will be; False where Landlock is not to be had."""
+    if version() < _SCOPED_SINCE:
         return False
-    scoped = (_SCOPE_ABSTRACT_UNIX | _SCOPE_SIGNAL) if found >= _SCOPED_SINCE else 0
-    attributes = struct.pack("QQQ", _MAKE_BLOCK, 0, scoped)[: 24 if scoped else 8]
+    attributes = struct.pack("QQQ", 0, 0, _SCOPE_ABSTRACT_UNIX | _SCOPE_SIGNAL)
     ruleset = abi.syscall("landlock_create_ruleset", ctypes.create_string_buffer(attributes, len(attributes)), len(attributes), 0)
     try:
         abi.syscall("landlock_restrict_self", ruleset, 0)
