@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
+import sys
 
 import pytest
 import requests
@@ -132,6 +135,34 @@ def test_only_one_agents_calls_are_learned_when_it_is_named(agentguard_json, rec
     assert [(one["agent"], [entry["entry"] for entry in one["entries"]]) for one in document["agents"]] == [
         ("other", ["b.example"])
     ]
+
+
+def test_sub_domains_are_grouped_by_the_public_suffix_list_and_not_without_it(agentguard, agentguard_json, recorded, monkeypatch):
+    recorded("http://a.kb.acme.com/", "http://b.kb.acme.com/", "http://c.kb.acme.com/")
+
+    _, document = agentguard_json("policy", "learn")
+    monkeypatch.setitem(sys.modules, "publicsuffixlist", None)
+    without = agentguard("policy", "learn").stdout
+
+    assert [entry["entry"] for entry in document["agents"][0]["entries"]] == ["*.kb.acme.com"]
+    assert "+  a.kb.acme.com" in without
+    assert "agentguard[learn]" in without
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_what_a_running_program_is_connected_to_is_learned_too(agentguard_json, written):
+    written(CLOSED)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        port = server.getsockname()[1]
+        _, document = agentguard_json("policy", "learn", "--pid", str(os.getpid()))
+
+    (bot,) = document["agents"]
+    (entry,) = (entry for entry in bot["entries"] if entry["entry"] == f"127.0.0.1:{port}")
+    assert "private" in entry["flags"]
+
+
+def test_a_program_that_is_not_there_is_wrong_usage(agentguard):
+    assert agentguard("policy", "learn", "--pid", "999999999").exit_code == 2
 
 
 def test_an_empty_log_is_said_on_stderr(agentguard):

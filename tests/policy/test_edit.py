@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import stat
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -309,6 +310,13 @@ def test_what_was_learned_in_toml_is_entered_too(written):
     adopt(path, [Learned("third", ("openai",), (HostPattern.parse("c.example"),))]).write()
 
     assert [agent.name for agent in from_file(path).agents] == ["bot", "other", "third"]
+
+
+def test_without_its_library_toml_says_what_to_install(written, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tomlkit", None)
+
+    with pytest.raises(PolicyError, match=r"agentguard\[learn\]"):
+        allow(written(TOML, "pyproject.toml"), ENTRY, "bot")
 
 
 HOSTS = st.sampled_from(

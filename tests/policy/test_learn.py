@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from publicsuffixlist import PublicSuffixList
 
 from agentguard.policy import Policy
 from agentguard.policy.hosts import HostRules
@@ -12,8 +13,7 @@ from agentguard.policy.learn import Flag, Sighting, learn
 from agentguard.policy.model import ExternalCalls
 from agentguard.policy.providers import patterns_of
 
-publicsuffixlist = pytest.importorskip("publicsuffixlist")
-SUFFIXES = publicsuffixlist.PublicSuffixList()
+SUFFIXES = PublicSuffixList()
 registrable = SUFFIXES.privatesuffix
 
 

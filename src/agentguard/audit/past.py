@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentguard.core.call import NO_USAGE, HTTPCall, LLMCall, Target, ToolCall, Usage
@@ -170,7 +171,7 @@ def _take_end(record: Record, call: Call, parts: _Parts) -> None:
     )
     parts.nanos = record.get("cost_nanos")
     for attempt in record.get("attempts", ()):
-        parts.reach(Target.of(attempt["target"]), went=attempt.get("was_sent", True))
+        parts.reach(_target(attempt["target"]), went=attempt.get("was_sent", True))
     if "rule" in record and not any(refusal.rule == record["rule"] for refusal in parts.refusals):
         parts.refusals.append(_refusal(record, enforced=True))
 
@@ -182,14 +183,19 @@ def _refusal(record: Record, *, enforced: bool) -> Refusal:
 def _call(record: Record) -> Call:
     match record["call"]:
         case "llm":
-            target = Target.of(record["target"])
+            target = _target(record["target"])
             return LLMCall(record["operation"], record["provider"], record["model"], target, bool(record.get("stream")))
         case "http":
-            return HTTPCall(record["method"], Target.of(record["target"]))
+            return HTTPCall(record["method"], _target(record["target"]))
         case "tool":
             return ToolCall(record["name"])
         case other:
             raise ValueError(other)
+
+
+@lru_cache(maxsize=4096)
+def _target(text: str) -> Target:
+    return Target.of(text)
 
 
 def _caller(record: Record) -> Caller:

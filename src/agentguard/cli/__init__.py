@@ -27,7 +27,7 @@ _COMMANDS = {
     "demo": _Entry("Start", "demo", "Show a guarded agent on bundled fakes."),
     "run": _Entry("Start", "run", "Run a program under the guard, without changing it."),
     "doctor": _Entry("Start", "doctor", "Say what is guarded, what is not, and what to do."),
-    "policy": _Entry("Policy", "policy", "Check, explain and compare policies."),
+    "policy": _Entry("Policy", "policy", "Check, explain, compare, learn and edit policies."),
     "budgets": _Entry("Watch", "budgets", "Show every limit: spent, held, left."),
     "tail": _Entry("Watch", "tail", "Show what happens, as it happens."),
 }

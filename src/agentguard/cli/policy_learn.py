@@ -204,7 +204,6 @@ def _as_json(proposal: Proposal) -> dict[str, Any]:
 
 
 def _print(proposals: list[Proposal]) -> None:
-    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -212,7 +211,7 @@ def _print(proposals: list[Proposal]) -> None:
     for proposal in proposals:
         out.print(Text(clean(proposal.agent or "(calls of no agent)"), style="bold"))
         table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(width=1)
+        table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for _ in range(3):
             table.add_column(no_wrap=True, justify="right")
@@ -220,8 +219,11 @@ def _print(proposals: list[Proposal]) -> None:
         for entry in proposal.entries:
             mark, style = ("?", "yellow") if entry.flags else (" ", "dim") if entry.is_allowed else ("+", "green")
             calls = f"{entry.calls:,} {'call' if entry.calls == 1 else 'calls'}"
-            table.add_row(mark, clean(_said(entry)), calls, _day(entry.first), _day(entry.last), clean(_why(entry)), style=style)
-        out.print(Padding(table, (0, 0, 1, 2), expand=False))
+            table.add_row(
+                f"  {mark}", clean(_said(entry)), calls, _day(entry.first), _day(entry.last), clean(_why(entry)), style=style
+            )
+        out.print(table)
+        out.print()
 
 
 def _said(entry: Entry) -> str:
