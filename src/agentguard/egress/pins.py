@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from agentguard.policy.hosts import HostError, canonical
+from agentguard.policy.hosts import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,8 +40,8 @@ class Pins:
         end = self._clock() + max(ttl, SHORTEST_SECONDS) + GRACE_SECONDS
         try:
             host = canonical(name)
-            found = [canonical(address) for address in addresses]
-        except HostError:
+            found = [_spelled(address) for address in addresses]
+        except ValueError:
             return
         with self._lock:
             for address in found:
@@ -49,8 +50,8 @@ class Pins:
     def names_of(self, ip: str) -> frozenset[str]:
         """The names that an address stands for now."""
         try:
-            address = canonical(ip)
-        except HostError:
+            address = _spelled(ip)
+        except ValueError:
             return frozenset()
         with self._lock:
             ends = self._ends.get(address)
@@ -84,3 +85,9 @@ class Pins:
             if place > self._most // 16 and max(self._ends[address].values()) > now:
                 break
             del self._ends[address]
+
+
+def _spelled(ip: str) -> str:
+    """One spelling for each address. A mapped IPv4 address is connected to as itself; NAT64 and its like are other ways there."""
+    address = ip_address(ip)
+    return str(getattr(address, "ipv4_mapped", None) or address)

@@ -101,14 +101,21 @@ class Names:
         whole = b"".join(records)
         is_cut = len(whole) + len(question) + 12 > most
         flags = 0x8180 | (0x0200 if is_cut else 0) | (0 if known else 3)
-        return query[:2] + struct.pack(">HHHHH", flags, 1, 0 if is_cut else len(records), 0, 0) + question + (b"" if is_cut else whole)
+        return (
+            query[:2]
+            + struct.pack(">HHHHH", flags, 1, 0 if is_cut else len(records), 0, 0)
+            + question
+            + (b"" if is_cut else whole)
+        )
 
 
 def main(folder: Path, way: str) -> None:
     """Bring everything up, run the probe, and print what came of it."""
     stage.prepare(folder)
     names = Names(world.NAMESERVER4)
-    servers = {address: Web(address) for address in (world.ALLOWED4, world.PARTNER4, world.DENIED4, world.PRIVATE4, world.METADATA4)}
+    servers = {
+        address: Web(address) for address in (world.ALLOWED4, world.PARTNER4, world.DENIED4, world.PRIVATE4, world.METADATA4)
+    }
     deaf = socket.create_server((world.ALLOWED4, 81), backlog=0)  # takes no more than it has room for
     queue = [socket.socket() for _ in range(4)]
     for waiting in queue:
@@ -151,7 +158,18 @@ def run_probe(folder: Path, way: str) -> dict[str, object]:
         "TMPDIR": str(scratch),
         "HOME": str(scratch),
     }
-    guarded = [sys.executable, "-m", "agentguard.cli", "run", "--egress", "kernel", "--", "/usr/bin/env", "AGENTGUARD_RUN=0", sys.executable]
+    guarded = [
+        sys.executable,
+        "-m",
+        "agentguard.cli",
+        "run",
+        "--egress",
+        "kernel",
+        "--",
+        "/usr/bin/env",
+        "AGENTGUARD_RUN=0",
+        sys.executable,
+    ]
     commands = {
         "docker": [sys.executable, str(HERE / "as_in_docker.py"), *guarded],
         "activate": [sys.executable],

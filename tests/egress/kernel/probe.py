@@ -201,7 +201,12 @@ def widen():
         Policy.from_mapping({"agents": [{"name": "x", "external_calls": {"allowed_domains": ["shop.partner.test"]}}]})
     )
     channel.narrow(narrow)
-    return {"whole": whole, "denied": still, "allowed before": outcome(get, "allowed.test"), "kept": outcome(get, "shop.partner.test")}
+    return {
+        "whole": whole,
+        "denied": still,
+        "allowed before": outcome(get, "allowed.test"),
+        "kept": outcome(get, "shop.partner.test"),
+    }
 
 
 def leave_a_listener():
@@ -213,11 +218,8 @@ def activate():
     import agentguard
 
     resolved = outcome(get, "allowed.test")  # the C library has read its configuration before
-    agentguard.instrument(os.environ["AGENTGUARD_POLICY"], egress="kernel", store="memory://", only=["urllib3"])
-    from agentguard.egress.in_process import InProcess  # noqa: F401 - what is judged here is the kernel's part alone
-    from agentguard.egress.audithook import installed_switch
-
-    installed_switch().judge = None
+    agentguard.instrument(os.environ["AGENTGUARD_POLICY"], egress="kernel", store="memory://")
+    agentguard.uninstrument()  # the kernel holds for good, and is what is looked at here
     return resolved
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from agentguard.egress.kernel import abi, channel
 from agentguard.egress.kernel.filter import build
 from agentguard.egress.kernel.install import CutOff, install
+from agentguard.egress.kernel.lookups import looks_up_over_tcp
 from agentguard.egress.kernel.survey import look_at_descriptors
 from agentguard.errors import EnforcementUnavailable
 from agentguard.stores.state import state_dir
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 _START = str(Path(__file__).with_name("start.py"))
 _SECONDS = 15.0
 _NO_DATAGRAMS = (
-    "kernel enforcement is not to be had: datagrams (external_calls.allow_udp, or a datagram socket that is open) need "
-    "pidfd_getfd, which is forbidden here; Docker allows it with --cap-add SYS_PTRACE"
+    "kernel enforcement is not to be had: datagrams need pidfd_getfd, which is forbidden here (Docker allows it with --cap-add "
+    "SYS_PTRACE); they are there because of external_calls.allow_udp, a datagram socket that is open, or a name that was looked "
+    "up before: call agentguard.instrument() first of all, or start the program by `agentguard run`"
 )
 _LINK = 3  # where the supervisor finds its end of the link
 
@@ -122,7 +124,9 @@ def _is_held_already() -> bool:
 def _hand_over(machine: Machine, boundary: Boundary, link: socket.socket, role: dict[str, Any], started: int) -> None:
     """Start to hold: the supervisor is told what, this process puts the filter on, and the supervisor says that it answers."""
     has_datagrams = look_at_descriptors()
-    is_full = boundary.allows_udp or has_datagrams
+    # Without datagrams names have to be looked up over TCP; where the C library does not, the supervisor watches messages.
+    makes_datagrams = boundary.allows_udp or not boundary.is_enforced or not looks_up_over_tcp()
+    is_full = makes_datagrams or has_datagrams
     link.settimeout(_SECONDS)
     probe = ctypes.create_string_buffer(b"agentguard")
     order = role | {
@@ -142,7 +146,7 @@ def _hand_over(machine: Machine, boundary: Boundary, link: socket.socket, role: 
         ready = _ask(link, order, replies, started)
         if is_full and ready["injects"]:
             raise EnforcementUnavailable(_NO_DATAGRAMS)
-        program = build(machine, is_full=is_full, makes_datagrams=boundary.allows_udp, injects=ready["injects"])
+        program = build(machine, is_full=is_full, makes_datagrams=makes_datagrams, injects=ready["injects"])
         install(program, link, shields=_is_alone())
         try:
             _expect("on", replies.readline())
@@ -150,8 +154,6 @@ def _hand_over(machine: Machine, boundary: Boundary, link: socket.socket, role: 
         except OSError as error:
             msg = f"kernel enforcement has lost its supervisor while it began ({error}): from now on nothing connects"
             raise CutOff(msg) from error
-    if not is_full:
-        _ask_over_tcp()
 
 
 def _ask(link: socket.socket, order: dict[str, Any], replies: io.BufferedReader, started: int) -> dict[str, Any]:
@@ -212,16 +214,6 @@ def _is_alone() -> bool:
         return len(tasks) == 1 and not Path(f"/proc/self/task/{tasks[0]}/children").read_bytes()
     except OSError:
         return False
-
-
-def _ask_over_tcp() -> None:
-    """Have the C library ask nameservers over TCP: there are no datagram sockets. Children read it from the environment."""
-    options = os.environ.get("RES_OPTIONS", "")
-    if "use-vc" not in options.split():
-        os.environ["RES_OPTIONS"] = f"{options} use-vc".strip()
-    reread = getattr(abi.libc, "__res_init", None)
-    if reread is not None:
-        reread()
 
 
 def _log_path() -> Path:

@@ -89,6 +89,8 @@ class Connecting:
         return Answer(errno.EAFNOSUPPORT)
 
     def _connect_inet(self, notice: Notice, taken: socket.socket, address: Inet) -> Outcome:
+        if taken.type == socket.SOCK_DGRAM and not self._gate.takes_datagrams(address):
+            return Answer(errno.EACCES)  # not recorded: getaddrinfo connects one to every address that it sorts
         raw = self._gate.destination(address, taken.family, taken.type)
         if taken.type == socket.SOCK_STREAM and os.get_blocking(taken.fileno()):
             descriptor = taken.detach()

@@ -10,7 +10,7 @@ from agentguard.egress.kernel import sockaddr
 from agentguard.egress.kernel.judge import pin_unix_path
 from agentguard.egress.kernel.notices import Answer
 from agentguard.egress.unix_sockets import UNIX_SOCKETS
-from agentguard.policy.hosts import Verdict, canonical
+from agentguard.policy.hosts import Verdict
 
 if TYPE_CHECKING:
     from agentguard.egress.kernel.judge import Judge, Pinned
@@ -57,6 +57,15 @@ class Gate:
             case _:
                 return None
 
+    def takes_datagrams(self, address: Inet) -> bool:
+        """Whether a datagram may go to an address that may be reached: only lookups may, unless the policy allows more."""
+        return (address.ip, address.port) in self._detours or self._judge.allows_udp or not self._judge.is_enforced
+
+    def refuse_datagram(self, notice: Notice, address: Inet) -> Answer:
+        """The refusal of a datagram to an address that may be reached otherwise."""
+        verdict = Verdict(False, "it is a datagram", "external_calls.allow_udp")
+        return self._refuse(notice, "send", address.ip, verdict, ip=address.ip, port=address.port)
+
     def destination(self, address: Inet, family: int, kind: int) -> bytes:
         """The address that is really used: the broker's for a nameserver's, spelled for the family of the socket."""
         detour = self._detours.get((address.ip, address.port))
@@ -88,13 +97,12 @@ class Gate:
     def _refusal_of_inet(self, notice: Notice, address: Inet, what: str) -> Answer | None:
         if (address.ip, address.port) in self._detours:
             return None
-        ip = canonical(address.ip) if address.family == socket.AF_INET6 else address.ip
-        names = self._judge.names_of(ip)
-        verdict = self._judge.judge_address(ip, address.port, names)
+        verdict = self._judge.judge_address(address.ip, address.port, self._judge.names_of(address.ip))
         if verdict.allowed:
             return None
-        asked = self._judge.pins.names_of(ip)
-        return self._refuse_or_record(notice, what, min(asked) if asked else ip, verdict, ip=ip, port=address.port)
+        asked = self._judge.pins.names_of(address.ip)
+        host = min(asked) if asked else address.ip
+        return self._refuse_or_record(notice, what, host, verdict, ip=address.ip, port=address.port)
 
     def _refuse_or_record(
         self, notice: Notice, what: str, host: str, verdict: Verdict, *, ip: str = "", port: int = 0

@@ -53,6 +53,11 @@ class Judge:
         """Whether a refusal refuses."""
         return any(boundary.is_enforced for boundary in self._boundaries)
 
+    @property
+    def allows_udp(self) -> bool:
+        """Whether datagrams may be sent."""
+        return all(boundary.allows_udp for boundary in self._boundaries)
+
     def narrow(self, boundary: Boundary) -> bool:
         """Hold one more boundary from now on, inside of those in force. False: too many are, and nothing changed."""
         kept = tuple(outer for outer in self._boundaries if not boundary.narrows(outer))

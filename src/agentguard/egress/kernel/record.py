@@ -121,7 +121,7 @@ class Record:
 def _remedy(what: str, host: str, verdict: Verdict) -> str:
     if what == "unix":
         return f"Add {host!r}, or the folder that it is in, to external_calls.unix_sockets."
-    if verdict.rule.endswith(("allow_private", "allow_metadata")):
+    if verdict.rule.endswith(("allow_private", "allow_metadata", "allow_udp")):
         return f"Write {verdict.rule}: true, if that is meant."
     if verdict.rule.endswith("blocked_domains"):
         return f"Remove it from {verdict.rule}, if it is meant to be reached."

@@ -150,6 +150,8 @@ class Sending:
                 return _CONNECTED
             if not isinstance(address, sockaddr.Inet):
                 return Answer(errno.EAFNOSUPPORT)  # AF_UNSPEC, too: the kernel would read it as IPv4
+            if not self._gate.takes_datagrams(address):
+                return self._gate.refuse_datagram(notice, address)
             raw = self._gate.destination(address, taken.family, taken.type)
             return _as_received(sockaddr.parse(raw), taken.family)
         if taken.family == socket.AF_UNIX:
@@ -218,7 +220,7 @@ def _as_received(address: Address, family: int) -> _Receiver | Answer:
     if address.family == socket.AF_INET:
         return _Receiver((f"::ffff:{address.ip}", address.port))
     flow, scope = struct.unpack_from("!I", address.raw, 4)[0], struct.unpack_from("=I", address.raw, 24)[0]
-    return _Receiver((address.ip, address.port, flow & 0xFFFFF, scope))
+    return _Receiver((socket.inet_ntop(socket.AF_INET6, address.raw[8:24]), address.port, flow & 0xFFFFF, scope))
 
 
 def _read_message(tid: int, header: bytes, flags: int) -> _Message:

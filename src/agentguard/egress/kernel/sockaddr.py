@@ -17,7 +17,7 @@ _MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Inet(NamedTuple):
-    """An address of the internet; `raw` is what the kernel is given."""
+    """An address of the internet, a mapped IPv4 address as itself; `raw` is what the kernel is given."""
 
     ip: str
     port: int
@@ -99,7 +99,8 @@ def _inet6(raw: bytes) -> Address:
     elif packed == _MAPPED + bytes(4):
         packed = _MAPPED + b"\x7f\0\0\1"
     built = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI16s", port, flow, packed) + scope
-    return Inet(str(IPv6Address(packed)), port, built, socket.AF_INET6)
+    address = IPv6Address(packed)
+    return Inet(str(address.ipv4_mapped or address), port, built, socket.AF_INET6)
 
 
 def _unix(path: bytes) -> Address:
