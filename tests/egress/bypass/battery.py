@@ -40,7 +40,7 @@ MODES = {
     "docker": "`agentguard run --egress kernel` under Docker's default profile",
 }
 START_SECONDS = 20.0
-SETTLE_SECONDS = 0.15
+SETTLE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,7 @@ class Battery:
         )  # fmt: skip
         for path in (scratch, journal, policy, order):
             os.chown(path, self.uid, self.uid)
+        bystander = self._bystander(scratch) if rows[0].group == "bystander" else None
         with Path(scratch, "output").open("wb") as output:
             started = subprocess.Popen(
                 self.command(policy, order), stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=scratch,
@@ -129,14 +130,27 @@ class Battery:
                     os.killpg(started.pid, signal.SIGKILL)
                 started.wait()
                 stage.end_all()
+                if bystander:
+                    bystander.wait()
         facts = read(journal)
         if not facts:
             self.complaints.append(Path(scratch, "output").read_text(encoding="utf-8", errors="replace")[-2000:])
         return facts
 
+    def _bystander(self, scratch: Path) -> subprocess.Popen[bytes]:
+        """Somebody else's process of the same user, which the attempts find by a file."""
+        started = subprocess.Popen(
+            [sys.executable, str(HERE / "bystander.py")], stdout=subprocess.PIPE, cwd=scratch, env={"PATH": os.environ["PATH"]},
+            preexec_fn=lambda: stage.become(self.uid), start_new_session=True,
+        )  # fmt: skip
+        assert started.stdout is not None
+        Path("/run/bystander").write_bytes(started.stdout.read())
+        time.sleep(SETTLE_SECONDS)
+        return started
+
     @staticmethod
     def _is_with_udp(rows: list[Attempt]) -> bool:
-        return any(row.group == "udp allowed" for row in rows)
+        return any(row.group in {"udp allowed", "controls with udp"} for row in rows)
 
     def command(self, policy: Path, order: Path) -> list[str]:
         """How the worker is started in this mode."""

@@ -46,7 +46,17 @@ def _has_int80() -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
+def _may_trace_siblings() -> bool:
+    """Yama forbids it where it is set."""
+    scope = "/proc/sys/kernel/yama/ptrace_scope"
+    if not os.path.exists(scope):
+        return True
+    with open(scope, encoding="ascii") as file:
+        return file.read().strip() == "0"
+
+
 FEATURES = {
+    "siblings": _may_trace_siblings,
     "ipv6": lambda: socket.has_ipv6,
     "mptcp": lambda: _opens(socket.AF_INET, socket.SOCK_STREAM, 262),
     "sctp": lambda: _opens(socket.AF_INET, socket.SOCK_STREAM, 132),

@@ -191,7 +191,7 @@ class Web:
     async def _http(self, data: bytes) -> None:
         for request in data.split(b"\r\n\r\n"):
             line, _, rest = request.partition(b"\r\n")
-            if b" HTTP/1." not in line:
+            if line.count(b" ") < 2 or b" HTTP/1." not in line:
                 continue
             method, target, _ = line.split(b" ", 2)
             host = next((head[5:].strip() for head in rest.split(b"\r\n") if head.lower().startswith(b"host:")), b"")
@@ -208,6 +208,9 @@ class Web:
                     await self._answer(inside)
                 return
             self.writer.write(self._response(target.decode("latin-1"), rest))
+            if line.endswith(b"/1.0"):
+                self.writer.close()
+                return
         await self.writer.drain()
 
     def _serves(self, name: str) -> bool:
@@ -358,7 +361,8 @@ class Servers:
         opened = socket.socket(family, socket.SOCK_RAW, protocol)
 
         def receive(data: bytes, sender: object) -> None:
-            if world.TOKEN.search(data.decode("latin-1")):
+            kind = data[(data[0] & 15) * 4] if family == socket.AF_INET else data[0]
+            if kind in {8, 128} and world.TOKEN.search(data.decode("latin-1")):  # an echo request, no complaint about another packet
                 self.log.add(world.DENIED4, 0, "icmp", data)
 
         self._receive(opened, receive)

@@ -40,14 +40,15 @@ class Table:
     rows: dict[str, Attempt] = field(default_factory=dict)
 
     def add(self, group: str, name: str, run: Callable[..., object], **more: Any) -> None:
-        assert name not in self.rows, name
-        self.rows[name] = Attempt(name=name, group=group, run=run, **more)
+        full = f"{group}: {name}"
+        assert full not in self.rows, full
+        self.rows[full] = Attempt(name=full, group=group, run=run, **more)
 
     def attempt(self, group: str, *needs: str, **more: Any) -> Callable[[Callable[..., object]], Callable[..., object]]:
         """Enter a function; its name is the attempt's."""
 
         def enter(run: Callable[..., object]) -> Callable[..., object]:
-            self.add(group, run.__name__.strip("_"), run, needs=needs, **more)
+            self.add(group, run.__name__.strip("_").replace("_", " "), run, needs=needs, **more)
             return run
 
         return enter

@@ -22,6 +22,7 @@ METADATA4, METADATA6 = "169.254.169.254", "fd00:ec2::254"
 
 # The same denied server, written into an IPv6 address.
 NAT64 = "64:ff9b::5db8:d711"
+NAT64_PRIVATE = "64:ff9b::a01:203"
 SIX_TO_FOUR = "2002:5db8:d711::1"
 TEREDO = "2001:0:5db8:d711::1"
 COMPATIBLE = "::5db8:d711"
@@ -29,7 +30,7 @@ MAPPED = "::ffff:93.184.215.17"
 
 ADDRESSES = (
     ALLOWED4, ALLOWED6, PARTNER4, NARROW4, DENIED4, DENIED6, BLOCKED4, UDP_ALLOWED4, NAMESERVER4, PRIVATE4, CARRIER4, HOME4,
-    OFFICE4, METADATA6, NAT64, SIX_TO_FOUR, TEREDO, COMPATIBLE,
+    OFFICE4, METADATA6, NAT64, NAT64_PRIVATE, SIX_TO_FOUR, TEREDO, COMPATIBLE,
 )  # fmt: skip
 """What `lo` carries; the metadata service has an interface of its own, as link-local addresses do."""
 
@@ -46,7 +47,7 @@ ZONE: dict[str, tuple[str, ...]] = {
     "inner.partner.test": (PRIVATE4,),
     "loop.partner.test": ("127.0.0.1",),
     "meta.partner.test": (METADATA4,),
-    "nat.partner.test": (NAT64,),
+    "nat.partner.test": (NAT64_PRIVATE,),
     "mapped.partner.test": ("::ffff:10.1.2.3",),
     "mixed.partner.test": (PRIVATE4, PARTNER4),
     "blocked.partner.test": (BLOCKED4,),

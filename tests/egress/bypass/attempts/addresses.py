@@ -92,7 +92,7 @@ def _raw(url):
         opened.settimeout(2)
         try:
             opened.connect(address)
-            opened.sendall(f"GET /{token} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            opened.sendall(f"GET /{token} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             opened.recv(10)
         except OSError:
             continue

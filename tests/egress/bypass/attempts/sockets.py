@@ -294,9 +294,6 @@ def lying_text(aim):
         def lower(self):
             return "allowed.test"
 
-        def encode(self, *arguments):
-            return b"allowed.test"
-
         def rstrip(self, *arguments):
             return "allowed.test"
 
