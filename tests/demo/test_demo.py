@@ -15,8 +15,8 @@ from agentguard.demo.acts import ACTS
 from agentguard.demo.names import resolving
 from agentguard.testing import Recorder
 
-CLAIMS = 12
-CLAIMS_OF_THE_CONTROL = 7
+CLAIMS = 14
+CLAIMS_OF_THE_CONTROL = 8
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,7 @@ def test_without_the_guard_no_claim_holds_and_that_is_a_success(demo):
     assert [fact for fact in report["facts"] if fact["holds"]] == []
     assert (ran.returncode, report["ok"], report["mode"], len(measured)) == (0, True, "control", CLAIMS_OF_THE_CONTROL)
     assert measured["the attacker receives nothing"] == "8 requests"
+    assert measured["five ways out, and a child process"] == "6 of 6 reach it"
     assert measured["50 threads, budget for 10 calls"] == "50 served, 0 refused"
 
 

@@ -9,6 +9,7 @@ from agentguard.demo.exfiltrate import exfiltrate
 from agentguard.demo.race import race
 from agentguard.demo.stream_cut import stream_cut
 from agentguard.demo.traffic import traffic
+from agentguard.demo.ways_out import ways_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,4 +40,5 @@ ACTS = (
     Act("exfiltrate", exfiltrate, "A prompt injection has a tool post a secret to paste.evil.test, every way."),
     Act("race", race, "Fifty threads, then fifty asyncio tasks; the budget has room for ten calls.", folds=True),
     Act("stream-cut", stream_cut, "A provider ignores max_tokens; then a reader leaves a stream early."),
+    Act("ways-out", ways_out, "A program tries five ways out, and a child process. The kernel holds it."),
 )

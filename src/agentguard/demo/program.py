@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import agentguard
@@ -113,7 +114,7 @@ def run(screen: Screen, *, guard: bool = True, fast: bool = False, otlp: str | N
         state = undo.enter_context(tempfile.TemporaryDirectory(prefix="agentguard-demo-", ignore_cleanup_errors=True))
         undo.enter_context(plain_environment({"AGENTGUARD_STATE_DIR": state, **(_otlp_settings(otlp) if otlp else {})}))
         tape = Tape(screen.line)
-        stage = undo.enter_context(Stage(tape, 0.0 if fast else _PACE_SECONDS, None if guard else screen.line))
+        stage = undo.enter_context(Stage(tape, 0.0 if fast else _PACE_SECONDS, Path(state), None if guard else screen.line))
         policy = demo_policy()
         screen.opening(_title(guard=guard), _notes(stage, policy if guard else None))
         if guard:

@@ -15,6 +15,7 @@ from agentguard.testing.server import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
     from types import TracebackType
 
     import anthropic
@@ -35,16 +36,20 @@ class Stage:
     Args:
         tape: What the guard tells; empty when there is no guard.
         pace: Seconds of rest between two steps, so that a spectator can follow.
+        folder: Where the stage may write files.
         arrived: Called with what the servers have received, when their logs are cleared; None where the guard tells.
 
     Attributes:
+        is_guarded: False for the control.
         provider: The model provider, `llm.demo.test`: OpenAI and Anthropic on the wire.
         kb: An API that the policy allows, `kb.demo.test`.
         attacker: `paste.evil.test`, which records whatever arrives.
     """
 
-    def __init__(self, tape: Tape, pace: float, arrived: Callable[[Line], None] | None = None) -> None:
-        self.tape = tape
+    def __init__(self, tape: Tape, pace: float, folder: Path, arrived: Callable[[Line], None] | None = None) -> None:
+        self.tape: Tape = tape
+        self.folder: Path = folder
+        self.is_guarded: bool = arrived is None
         self._pace = pace
         self._arrived = arrived
         self._open = ExitStack()

@@ -50,7 +50,7 @@ class Tape:
     """
 
     def __init__(self, show: Callable[[Line], None]) -> None:
-        self._show = show
+        self.show: Callable[[Line], None] = show
         self._lock = threading.Lock()
         self._settled: list[CallSettled] = []
         self._under_way: dict[str, CallDenied | None] = {}
@@ -65,10 +65,10 @@ class Tape:
             case CallSettled(id=id):
                 with self._lock:
                     self._settled.append(event)
-                self._show(line_of_call(event, self._under_way.pop(id, None)))
+                self.show(line_of_call(event, self._under_way.pop(id, None)))
             case _:
                 if line := line_of(event):
-                    self._show(line)
+                    self.show(line)
 
     @property
     def llm_calls(self) -> list[CallSettled]:

@@ -59,8 +59,8 @@ class Resolver:
     def install(self) -> None:
         """Take the functions' places."""
         self._is_active = True
-        self._place(_socket, "getaddrinfo", self._getaddrinfo)
         for module in (_socket, socket):
+            self._place(module, "getaddrinfo", self._getaddrinfo)  # above: whatever an app has put in its place answers too
             self._place(module, "gethostbyname", self._gethostbyname)
             self._place(module, "gethostbyname_ex", self._gethostbyname_ex)
             self._place(module, "gethostbyaddr", self._gethostbyaddr)
