@@ -117,7 +117,7 @@ def _hold(egress: str | None) -> None:
     from agentguard.egress.kernel.hold import chosen, hold
 
     path = find_policy_file(None)
-    policy = Policy(mode=Mode.REPORT) if path is None else load_policy(path)
+    policy = Policy(mode=Mode.REPORT) if path is None else load_policy(path.resolve())
     if mode := os.environ.get("AGENTGUARD_MODE"):
         policy = dataclasses.replace(policy, mode=Mode(mode))
     enforcement = chosen(policy, egress, default="auto")

@@ -1,4 +1,4 @@
-"""Runs inside of a network namespace of its own: addresses, a nameserver and servers; starts the probe as nobody, held by the kernel.
+"""Runs inside of a network namespace of its own, with a nameserver and servers; starts the probe as nobody, under the filter.
 
 Started by test_kernel.py as `unshare --net --mount --pid --fork --mount-proc python inside.py FOLDER WAY`. Prints what the
 probe found and what the servers saw, as one JSON object.
@@ -119,7 +119,7 @@ def main(folder: Path, way: str) -> None:
     deaf = socket.create_server((world.ALLOWED4, 81), backlog=0)  # takes no more than it has room for
     queue = [socket.socket() for _ in range(4)]
     for waiting in queue:
-        waiting.setblocking(False)  # noqa: FBT003 - its name says what it is
+        waiting.setblocking(False)
         waiting.connect_ex((world.ALLOWED4, 81))
     datagrams = {}
     for address in (world.UDP_ALLOWED4, world.DENIED4):
@@ -188,7 +188,7 @@ def run_probe(folder: Path, way: str) -> dict[str, object]:
 
 
 def _heard(one: socket.socket) -> list[str]:
-    one.setblocking(False)  # noqa: FBT003 - as above
+    one.setblocking(False)
     heard = []
     try:
         while True:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bypass"))
 
-import world  # noqa: E402 - of the battery
+import world  # of the battery
 
 
 def outcome(work, *args):
@@ -86,10 +86,10 @@ def swapped_unix_socket():
         def swap():
             while not done.is_set():
                 for target in (own, "/run/docker.sock"):
-                    os.symlink(target, f"{link}.new")
-                    os.replace(f"{link}.new", link)
+                    Path(f"{link}.new").symlink_to(target)
+                    Path(f"{link}.new").replace(link)
 
-        os.symlink(own, link)
+        Path(link).symlink_to(own)
         threading.Thread(target=swap, daemon=True).start()
         for _ in range(50):
             with socket.socket(socket.AF_UNIX) as connection:
@@ -162,12 +162,9 @@ def port_is_free_again():
     return "free"
 
 
-def end_is_heard():
-    """The far side hears the end of a connection as soon as we close it."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        with socket.socket() as connection:
-            said = outcome(connection.connect, listening.getsockname())
-        return said
+def connect_to_loopback():
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as connection:
+        connection.connect(listening.getsockname())
 
 
 def managed():
@@ -183,8 +180,8 @@ def attack_supervisor():
     supervisor = channel.ask_status().supervisor
     return {
         "signal": outcome(os.kill, supervisor, 0),
-        "memory": outcome(lambda: open(f"/proc/{supervisor}/mem", "rb").close() or "open"),
-        "descriptors": outcome(lambda: os.listdir(f"/proc/{supervisor}/fd") and "seen"),
+        "memory": outcome(lambda: Path(f"/proc/{supervisor}/mem").open("rb").close() or "open"),
+        "descriptors": outcome(lambda: list(Path(f"/proc/{supervisor}/fd").iterdir()) and "seen"),
     }
 
 
@@ -211,7 +208,7 @@ def widen():
 
 def leave_a_listener():
     """No descriptor of ours is the listener."""
-    return [name for name in os.listdir("/proc/self/fd") if "seccomp" in outcome(os.readlink, f"/proc/self/fd/{name}")]
+    return [str(one) for one in Path("/proc/self/fd").iterdir() if "seccomp" in str(outcome(one.readlink))]
 
 
 def activate():
@@ -261,7 +258,7 @@ def look(way):
     facts["metadata"] = outcome(get, world.METADATA4)
     facts["mapped"] = outcome(get, f"::ffff:{world.DENIED4}")
     facts["alias to blocked"] = outcome(get, "alias.partner.test")
-    facts["loopback"] = outcome(end_is_heard)
+    facts["loopback"] = outcome(connect_to_loopback)
     facts["docker"] = outcome(connect_unix, "/run/docker.sock")
     facts["abstract"] = outcome(connect_unix, "\0somebody")
     facts["swapped"] = outcome(swapped_unix_socket)
@@ -279,5 +276,6 @@ def look(way):
 
 
 if __name__ == "__main__":
-    print(json.dumps(look(sys.argv[1])), flush=True)
+    sys.stdout.write(json.dumps(look(sys.argv[1])))
+    sys.stdout.flush()
     os._exit(23)

@@ -1,4 +1,4 @@
-"""Behind the filter, in a network of its own and as nobody: what is allowed works, and nothing else leaves, whichever way it was put on."""
+"""Behind the filter, as nobody in a network of its own: what is allowed works and nothing else leaves, on every way."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_what_is_refused_says_permission_denied_or_no_such_name(held):
 
 def test_a_link_that_is_swapped_never_leads_to_a_foreign_socket(held):
     assert facts_of(held)["swapped"]
-    assert not any("docker" in one for one in facts_of(held)["swapped"])
+    assert not any("/run/docker.sock" in one for one in facts_of(held)["swapped"])
 
 
 def test_a_thread_that_was_there_before_is_held(held):
@@ -181,6 +181,13 @@ def test_every_refusal_is_in_the_log_with_rule_and_remedy(held):
     assert "/run/docker.sock" in by_host
     assert {line["program"] for line in log} >= {"curl"}
     assert not [line for line in held["probe"]["log"] if line["event"] == "fault"]
+
+
+def test_a_socket_that_is_refused_is_explained_too(found):
+    log = [line for line in found("run")["probe"]["log"] if line.get("what") == "socket"]
+
+    assert log
+    assert {line["rule"] for line in log} == {"external_calls.allow_udp"}
 
 
 def test_the_exit_code_is_the_programs(held):

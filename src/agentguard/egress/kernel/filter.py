@@ -95,7 +95,10 @@ def allow_everything() -> bytes:
 
 
 def _judge_socket(program: Program, *, is_full: bool, makes_datagrams: bool, made: str) -> None:
-    """TCP, and what never leaves the host. Everything else has ways of its own to name a destination."""
+    """TCP, and what never leaves the host. Everything else has ways of its own to name a destination.
+
+    A datagram socket that is not allowed is asked about all the same, so that its refusal is recorded.
+    """
     program.label("socket")
     program.load_argument(0)
     program.if_equal(socket.AF_INET, then="inet")
@@ -109,7 +112,7 @@ def _judge_socket(program: Program, *, is_full: bool, makes_datagrams: bool, mad
     program.load_argument(1)
     program.mask(TYPE_MASK)
     program.if_equal(socket.SOCK_STREAM, then="stream")
-    program.if_equal(socket.SOCK_DGRAM, then="datagram" if makes_datagrams else "EACCES", otherwise="EPERM")
+    program.if_equal(socket.SOCK_DGRAM, then="datagram" if makes_datagrams else "ask", otherwise="EPERM")
     program.label("stream")
     program.load_argument(2)
     program.if_equal(0, then=made)
@@ -124,7 +127,7 @@ def _judge_socket(program: Program, *, is_full: bool, makes_datagrams: bool, mad
     program.load_argument(1)
     program.mask(TYPE_MASK)
     program.if_equal(socket.SOCK_STREAM, then=made)
-    program.if_equal(socket.SOCK_SEQPACKET, then=made, otherwise=made if is_full else "EACCES")
+    program.if_equal(socket.SOCK_SEQPACKET, then=made, otherwise=made if is_full else "ask")
 
 
 def _judge_socketpair(program: Program, *, is_full: bool) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.egress.kernel import sockaddr
 from agentguard.egress.kernel.judge import pin_unix_path
 from agentguard.egress.kernel.notices import Answer
+from agentguard.egress.kernel.record import Who
 from agentguard.egress.unix_sockets import UNIX_SOCKETS
 from agentguard.policy.hosts import Verdict
 
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 
 CONTROL = b"\0agentguard"
 """The abstract name that leads to the supervisor's control channel: only for whom the filter asks about."""
+
+
+_LOOKUP_SECONDS = 5.0
+_MOST_NOTED = 4096
+_now = time.monotonic
 
 
 class Detour(NamedTuple):
@@ -42,6 +49,8 @@ class Gate:
         self._judge = judge
         self._record = record
         self._detours = detours
+        self._looked_up: dict[int, float] = {}
+        self._without_datagrams: set[int] = set()
 
     def refusal_of(self, notice: Notice, address: Address, what: str) -> Answer | None:
         """Whether an address is refused by itself, before any socket is looked at. Paths are judged when they are pinned."""
@@ -65,6 +74,18 @@ class Gate:
         """The refusal of a datagram to an address that may be reached otherwise."""
         verdict = Verdict(False, "it is a datagram", "external_calls.allow_udp")
         return self._refuse(notice, "send", address.ip, verdict, ip=address.ip, port=address.port)
+
+    def refuse_socket(self, notice: Notice) -> Answer:
+        """The refusal of a datagram socket. It is recorded once a process, and not after a lookup: getaddrinfo tries one then."""
+        who = Who.of(notice.tid)
+        if who.pid in self._without_datagrams or self._looked_up.get(notice.tid, -_LOOKUP_SECONDS) + _LOOKUP_SECONDS > _now():
+            return Answer(errno.EACCES)
+        if len(self._without_datagrams) >= _MOST_NOTED:
+            self._without_datagrams.clear()
+        self._without_datagrams.add(who.pid)
+        is_unix = notice.args[0] & 0xFFFFFFFF == socket.AF_UNIX
+        verdict = Verdict(False, "datagrams are refused", "external_calls.allow_udp")
+        return self._refuse(notice, "socket", "a Unix datagram socket" if is_unix else "a UDP socket", verdict)
 
     def destination(self, address: Inet, family: int, kind: int) -> bytes:
         """The address that is really used: the broker's for a nameserver's, spelled for the family of the socket."""
@@ -96,6 +117,9 @@ class Gate:
 
     def _refusal_of_inet(self, notice: Notice, address: Inet, what: str) -> Answer | None:
         if (address.ip, address.port) in self._detours:
+            if len(self._looked_up) >= _MOST_NOTED:
+                self._looked_up.clear()
+            self._looked_up[notice.tid] = _now()
             return None
         verdict = self._judge.judge_address(address.ip, address.port, self._judge.names_of(address.ip))
         if verdict.allowed:
@@ -115,9 +139,9 @@ class Gate:
         return None
 
     def _refuse(self, notice: Notice, what: str, host: str, verdict: Verdict, *, ip: str = "", port: int = 0) -> Answer:
-        enforced = self._judge.is_enforced
+        enforced, who = self._judge.is_enforced, Who.of(notice.tid)
 
         def record() -> None:
-            self._record.refuse(what, notice.tid, host, verdict, ip=ip, port=port, enforced=enforced)
+            self._record.refuse(what, who, host, verdict, ip=ip, port=port, enforced=enforced)
 
         return Answer(errno.EACCES, then=record)

@@ -20,7 +20,7 @@ from agentguard.egress.kernel.control import Control
 from agentguard.egress.kernel.gate import Detour, Gate
 from agentguard.egress.kernel.judge import Judge
 from agentguard.egress.kernel.notices import Listener
-from agentguard.egress.kernel.record import Record
+from agentguard.egress.kernel.record import NOBODY_KNOWN, Record
 from agentguard.egress.kernel.sending import Sending
 from agentguard.egress.kernel.sockets import DuplicatedSockets, MadeSockets
 from agentguard.egress.kernel.supervisor import Supervisor
@@ -117,7 +117,7 @@ class _Stand:
         detour = Detour(self._broker.stream_address, self._broker.datagram_address)
         gate = Gate(self._judge, self._record, dict.fromkeys(self._nameservers, detour))
         duplicates = tasks.Duplicates()
-        sockets = MadeSockets(listener) if injects else DuplicatedSockets(duplicates)
+        sockets = MadeSockets(listener, gate.refuse_socket) if injects else DuplicatedSockets(duplicates, gate.refuse_socket)
         connecting = Connecting(listener, gate, sockets, self._control.invite)
         calls: dict[str, Callable[[Notice], Outcome]] = {
             "connect": connecting,
@@ -128,7 +128,7 @@ class _Stand:
         Supervisor(listener, by_number, self._record, connecting.keep_undelivered).start()
 
     def _refuse_name(self, name: str, verdict: Verdict) -> None:
-        self._record.refuse("resolve", 0, name, verdict, enforced=self._judge.is_enforced)
+        self._record.refuse("resolve", NOBODY_KNOWN, name, verdict, enforced=self._judge.is_enforced)
 
 
 _PASSED_ON = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}

@@ -27,7 +27,7 @@ class Refusal(NamedTuple):
         at: Unix seconds.
         pid: The process.
         program: What it runs.
-        what: `connect`, `send`, `resolve` or `unix`.
+        what: `connect`, `send`, `resolve`, `unix` or `socket`.
         host: The name that was asked for or that the address stands for; else the address or path itself.
         ip: The address; empty for names and paths.
         port: The port; 0 where there is none.
@@ -48,11 +48,28 @@ class Refusal(NamedTuple):
     enforced: bool
 
     def __str__(self) -> str:
-        verb = {"resolve": "may not resolve", "unix": "may not connect to"}.get(self.what, "may not reach")
+        verbs = {"resolve": "may not resolve", "unix": "may not connect to", "socket": "may not open"}
+        verb = verbs.get(self.what, "may not reach")
         port = f":{self.port}" if self.port else ""
         told = "" if self.enforced else " (report mode: it may)"
         who = f"{self.program or 'a process'} ({self.pid})" if self.pid else "a process"
         return f"agentguard: {who} {verb} {self.host!r}{port}: {self.why}{told}.\n  {self.remedy}"
+
+
+class Who(NamedTuple):
+    """A process and its program, read while it waits: once it has its answer it may end."""
+
+    pid: int = 0
+    program: str = ""
+
+    @classmethod
+    def of(cls, tid: int) -> Who:
+        """The process of a task."""
+        pid = tasks.process_of(tid)
+        return cls(pid, tasks.program_of(pid))
+
+
+NOBODY_KNOWN = Who()
 
 
 class Record:
@@ -74,14 +91,13 @@ class Record:
         self.count: int = 0
 
     def refuse(
-        self, what: str, tid: int, host: str, verdict: Verdict, *, ip: str = "", port: int = 0, enforced: bool = True
+        self, what: str, who: Who, host: str, verdict: Verdict, *, ip: str = "", port: int = 0, enforced: bool = True
     ) -> None:
         """Take down one refusal."""
-        pid = tasks.process_of(tid) if tid else 0
         refusal = Refusal(
             at=time.time(),
-            pid=pid,
-            program=tasks.program_of(pid) if pid else "",
+            pid=who.pid,
+            program=who.program,
             what=what,
             host=host,
             ip=ip,
@@ -121,6 +137,8 @@ class Record:
 def _remedy(what: str, host: str, verdict: Verdict) -> str:
     if what == "unix":
         return f"Add {host!r}, or the folder that it is in, to external_calls.unix_sockets."
+    if what == "socket":
+        return f"Write {verdict.rule}: true, if datagrams are meant. Looking up names does without."
     if verdict.rule.endswith(("allow_private", "allow_metadata", "allow_udp")):
         return f"Write {verdict.rule}: true, if that is meant."
     if verdict.rule.endswith("blocked_domains"):

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from agentguard.egress.kernel import tasks
+from agentguard.egress.kernel.filter import TYPE_MASK
 from agentguard.egress.kernel.notices import Answer
 
 if TYPE_CHECKING:
@@ -41,10 +42,16 @@ class Sockets(Protocol):
 
 
 class DuplicatedSockets:
-    """Takes a duplicate of the task's descriptor: any socket, however the task came by it."""
+    """Takes a duplicate of the task's descriptor: any socket, however the task came by it.
 
-    def __init__(self, duplicates: tasks.Duplicates) -> None:
+    Args:
+        duplicates: Takes them.
+        refuse: Answers for sockets that are refused.
+    """
+
+    def __init__(self, duplicates: tasks.Duplicates, refuse: Callable[[Notice], Answer]) -> None:
         self._duplicates = duplicates
+        self._refuse = refuse
 
     def take(self, tid: int, descriptor: int) -> socket.socket:
         """A duplicate of a task's socket."""
@@ -54,8 +61,8 @@ class DuplicatedSockets:
         """Nothing is kept."""
 
     def calls(self) -> dict[str, Callable[[Notice], Outcome]]:
-        """None."""
-        return {}
+        """Sockets that are refused: the others are not asked about."""
+        return {"socket": self._refuse}
 
 
 class _Made(NamedTuple):
@@ -75,10 +82,12 @@ class MadeSockets:
 
     Args:
         listener: Where descriptors are given.
+        refuse: Answers for datagram sockets: where these are allowed, another way has to be had.
     """
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, refuse: Callable[[Notice], Answer]) -> None:
         self._listener = listener
+        self._refuse = refuse
         self._made: dict[int, _Made] = {}
         self._connected: dict[int, None] = {}
         self._lock = threading.Lock()
@@ -94,11 +103,10 @@ class MadeSockets:
             return socket.socket(fileno=os.dup(made.ours.fileno()))
 
     def let_go(self, descriptor: int) -> None:
-        """Close ours of a stream: the task's own is all that it needs. A datagram socket may be asked about again."""
+        """Close ours: the task's own is all that it needs."""
         inode = os.fstat(descriptor).st_ino
         with self._lock:
-            made = self._made.get(inode)
-            if made is not None and made.ours.type != socket.SOCK_DGRAM:
+            if inode in self._made:
                 self._close(inode)
                 if len(self._connected) >= _MOST_CONNECTED:
                     del self._connected[next(iter(self._connected))]
@@ -110,6 +118,8 @@ class MadeSockets:
 
     def _make(self, notice: Notice) -> Outcome:
         family, kind, protocol = (argument & 0xFFFFFFFF for argument in notice.args[:3])
+        if kind & TYPE_MASK == socket.SOCK_DGRAM:
+            return self._refuse(notice)
         self._sweep()
         made = socket.socket(family, kind & ~socket.SOCK_CLOEXEC, protocol)
         given = self._listener.give(notice, made.fileno(), closes_on_exec=bool(kind & socket.SOCK_CLOEXEC))
