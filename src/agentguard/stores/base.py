@@ -72,12 +72,56 @@ class Balance(NamedTuple):
 
 
 class Isolation(NamedTuple):
-    """An isolated subject, and who isolated it, why and when (Unix time)."""
+    """An isolated subject, and who isolated it, why and when (Unix time).
+
+    To a store a subject is a word: it refuses every request that names it among its `subjects`. What the words mean is said in
+    `agentguard.isolating`: `agent:a` stops every call of the agent, `llm@agent:a` its LLM calls, `key:k` the uses of a key.
+    """
 
     subject: str
     by: str
     why: str
     at: float
+
+
+class Member(NamedTuple):
+    """A guarded process, as it last described itself.
+
+    Attributes:
+        name: What the store calls the process: `Store.me`, and the `holder` of what it holds.
+        host, pid: Where it runs.
+        agent: Its own agent; empty when it hosts several.
+        version: That of agentguard.
+        policy: The digest of the policy in force: the same on every host, unless they have drifted apart.
+        mode: `enforce` or `report`: in the latter nothing is refused.
+        epoch: The newest epoch whose isolations it acts on.
+        started: When it joined, in Unix time.
+        at: When it was last heard of, in the store's time. `beat` sets it.
+    """
+
+    name: str
+    host: str
+    pid: int
+    agent: str
+    version: str
+    policy: str
+    mode: str
+    epoch: int
+    started: float
+    at: float = 0.0
+
+
+class Hold(NamedTuple):
+    """What one call in flight holds of each row. It is charged at the deadline (Unix time; None: it has none)."""
+
+    id: str
+    holder: str
+    charges: tuple[Charge, ...]
+    deadline: float | None = None
+
+
+FORGET_MEMBER_SECONDS = 600.0
+"""A process that has said nothing for so long is not listed any more. One that is known to be dead goes at once."""
 
 
 class WallClock(Protocol):
@@ -100,6 +144,10 @@ class Store(Protocol):
     @property
     def may_block(self) -> bool:
         """Whether a verb may wait for another process, so that an event loop should call it in a thread."""
+
+    @property
+    def me(self) -> str:
+        """What the store calls this process, and no other one. A forked child has another name than its parent."""
 
     def register(self, rows: Iterable[LimitRow]) -> None:
         """Make rows known, or adopt a changed amount. What they have counted stays."""
@@ -135,11 +183,38 @@ class Store(Protocol):
     def isolations(self) -> Sequence[Isolation]:
         """The subjects that are isolated now, oldest first."""
 
+    def epoch(self) -> int:
+        """The number of changes by `isolate` so far: a cheap look whether there is something new.
+
+        A number that has become smaller means that the store has lost what it was told.
+        """
+
     def watch(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after settlements and isolations, by whatever process, at most 20 ms late.
 
         It may be called without a change, and from any thread; it must not raise.
         """
+
+    def watch_isolations(self, on_change: Callable[[], None]) -> Closeable:
+        """Call `on_change` after isolations only, by whatever process: pushed, so that it takes milliseconds and idles for free.
+
+        Every process listens all the time, so a settlement must not call it. What a broken subscription has missed is found
+        within 50 ms: the epoch is looked at when the subscription stands again, and every now and then.
+        It may be called without a change, and from any thread; it must not raise.
+        """
+
+    def beat(self, member: Member) -> None:
+        """Write down how this process describes itself, and that it was heard of now."""
+
+    def leave(self, name: str) -> None:
+        """Strike a process from the list: it ends."""
+
+    def members(self) -> Sequence[Member]:
+        """The processes that were heard of in the last `FORGET_MEMBER_SECONDS`, without those that have left or are known to be
+        dead; in the order in which they started."""
+
+    def holds(self) -> Sequence[Hold]:
+        """What the calls in flight hold, for the operator; the earliest deadline first. Rows that are forgotten are left out."""
 
     def renew(self) -> None:
         """Move on the deadlines of this process's open holds."""
