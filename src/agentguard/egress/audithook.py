@@ -14,7 +14,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from agentguard.egress.resolver import queried
+from agentguard.egress.resolver import answers, queried
 from agentguard.errors import SeamError
 
 if TYPE_CHECKING:
@@ -195,10 +195,10 @@ class _Sockets:
             return
         with self._net.looking_up(name) as take:
             try:
-                found = _socket.getaddrinfo(name, None)
+                found = _socket.getaddrinfo(name, None, flags=socket.AI_CANONNAME)
             except OSError:
                 return  # whoever asks will be told so
-            take(entry[4][0] for entry in found if entry[0] in _INTERNET)  # type: ignore[misc]  # an address is text
+            answers(found, take)
 
     def looks_up_name_of(self, host: object) -> None:
         """The name of an address is about to be looked up; `gethostbyaddr` takes names too."""

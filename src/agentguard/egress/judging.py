@@ -12,7 +12,8 @@ from agentguard.core.decision import Reason, deny
 from agentguard.core.rights import provider_hosts
 from agentguard.core.wording import who
 from agentguard.egress.unix_sockets import UNIX_SOCKETS, refuses_path
-from agentguard.policy.hosts import HostRules
+from agentguard.policy.hosts import HostRules, Kind
+from agentguard.policy.hosts.rules import BLOCKED_DOMAINS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -58,6 +59,16 @@ class Reach:
             verdict = hosts.judge_ip(address, None, name)
             if not verdict.allowed:
                 return _denied(agent, caller, f"reach {name!r}", verdict, name)
+        return None
+
+    def refuses_alias(self, name: str, alias: str, caller: Caller) -> Decision | None:
+        """Judge what a name is an alias of. The name must be allowed; an entry that blocks what it stands for outranks it."""
+        for agent, hosts in self._hosts:
+            verdict = hosts.judge(alias)
+            is_blocked = verdict.rule == BLOCKED_DOMAINS and verdict.entry is not None and verdict.entry.kind is not Kind.ANY
+            if not verdict.allowed and is_blocked:
+                why = f"it is an alias of {alias!r}, and {verdict.why}"
+                return _denied(agent, caller, f"reach {name!r}", verdict._replace(why=why), name)
         return None
 
     def refuses_reverse_lookup(self, address: str, names: Iterable[str], caller: Caller) -> Decision | None:

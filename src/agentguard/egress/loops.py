@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from typing import TYPE_CHECKING, Any
 
-from agentguard.egress.resolver import queried
+from agentguard.egress.resolver import answers, queried
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     Args = tuple[Any, ...]
     Kwargs = dict[str, Any]
-
-_INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
 
 
 class Loops:
@@ -30,9 +29,17 @@ class Loops:
         if name is None:
             return await wrapped(*args, **kwargs)
         asking = self._net.judge_lookup(name)
-        found = await wrapped(*args, **kwargs)
-        good = self._net.take_answers(asking, name, (entry[4][0] for entry in found if entry[0] in _INTERNET))
-        return found if good is None else [entry for entry in found if entry[4][0] in good]
+        flags = kwargs.get("flags", 0)
+        found = await wrapped(*args, **{**kwargs, "flags": flags | socket.AI_CANONNAME})
+        take = functools.partial(self._net.take_answers, asking, name)
+        return answers(found, take, is_canonical_wanted=bool(flags & socket.AI_CANONNAME))
+
+    async def getnameinfo(self, wrapped: Callable[..., Any], _loop: Any, args: Args, kwargs: Kwargs) -> Any:
+        """Judge an address before its name is looked up."""
+        sockaddr, flags = (*args, kwargs.get("flags", 0))[:2] if args else (kwargs["sockaddr"], kwargs.get("flags", 0))
+        if not flags & socket.NI_NUMERICHOST:
+            self._net.judge_reverse_lookup(str(sockaddr[0]))
+        return await wrapped(*args, **kwargs)
 
     async def create_connection(self, wrapped: Callable[..., Any], loop: Any, args: Args, kwargs: Kwargs) -> Any:
         """Connect to addresses that have been judged, one after another, instead of to a name that C looks up again."""
@@ -62,6 +69,8 @@ class Loops:
             self._net.judge_connection(found[0][4][0], found[0][4][1], is_stream=False)
         elif isinstance(remote, str | bytes):
             self._net.judge_socket(remote)
+        else:
+            self._net.judge_datagrams()  # where it will send to, nobody sees
         return await wrapped(*args, **kwargs)
 
     async def create_unix_connection(self, wrapped: Callable[..., Any], _loop: Any, args: Args, kwargs: Kwargs) -> Any:

@@ -11,7 +11,7 @@ import socket
 import threading
 import weakref
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from agentguard.admission import CURRENT
 from agentguard.context import CALLER, OWN_TRAFFIC
@@ -40,6 +40,13 @@ a pin that outlives its record opens nothing but an address that the name had, w
 kept it (aiohttp keeps an answer for 10 s, connection pools keep it for as long as they connect anew)."""
 
 logger: logging.Logger = logging.getLogger("agentguard")
+
+
+class Take(Protocol):
+    """Takes the answers of a look-up."""
+
+    def __call__(self, addresses: Iterable[str], aliases: Iterable[str] = (), /) -> frozenset[str] | None:
+        """Pin what may be reached, and return it; None when all may be handed on."""
 
 
 class Asking(NamedTuple):
@@ -73,11 +80,11 @@ class Net:
         return getattr(self._thread, "is_looking_up", False)
 
     @contextmanager
-    def looking_up(self, name: str) -> Iterator[Callable[[Iterable[str]], frozenset[str] | None]]:
+    def looking_up(self, name: str) -> Iterator[Take]:
         """Judge a name before it is looked up; inside, look-ups are not judged again.
 
         Yields:
-            What takes the addresses that came back, pins what may be reached, and returns that; None: all of them.
+            What takes the addresses that came back, and what the name is an alias of: `take_answers`.
 
         Raises:
             EgressDenied: The caller may not look the name up, or (from what is yielded) may reach none of its addresses.
@@ -85,7 +92,7 @@ class Net:
         asking = self.judge_lookup(name)
         self._thread.is_looking_up = True
         try:
-            yield lambda addresses: self.take_answers(asking, name, addresses)
+            yield lambda addresses, aliases=(): self.take_answers(asking, name, addresses, aliases)
         finally:
             self._thread.is_looking_up = False
 
@@ -102,13 +109,15 @@ class Net:
                 _refuse(asking, _lookup(name), refusal, is_known=True)
         return asking
 
-    def take_answers(self, asking: Asking | None, name: str, addresses: Iterable[str]) -> frozenset[str] | None:
+    def take_answers(
+        self, asking: Asking | None, name: str, addresses: Iterable[str], aliases: Iterable[str] = ()
+    ) -> frozenset[str] | None:
         """Pin those addresses of a name that may be reached, and return them; None when all may be handed on.
 
         Private answers of a name that may not lead there are left out: whoever connects to the first answer gets a good one.
 
         Raises:
-            EgressDenied: None of them may be reached.
+            EgressDenied: None of them may be reached, or the name is an alias of one that is blocked.
         """
         found = list(addresses)
         if asking is None:
@@ -118,6 +127,9 @@ class Net:
             if asking.reach.refuses_lookup(name, asking.caller) is None:
                 self.pins.pin(name, found, PIN_SECONDS)
             return None
+        for alias in aliases:
+            if alias and (refusal := asking.reach.refuses_alias(name, alias, asking.caller)):
+                _refuse(asking, _lookup(name), refusal)
         refusals = {address: asking.reach.refuses_answer(name, address, asking.caller) for address in found}
         good = frozenset(address for address, refusal in refusals.items() if refusal is None)
         first = next((refusal for refusal in refusals.values() if refusal is not None), None)
@@ -167,6 +179,16 @@ class Net:
                 return
         if refusal is not None:
             _refuse(asking, call, refusal)
+
+    def judge_datagrams(self) -> None:
+        """Judge an endpoint that may send datagrams to anywhere.
+
+        Raises:
+            EgressDenied: The caller may send none.
+        """
+        asking = self._asking()
+        if asking is not None and (refusal := asking.reach.refuses_datagrams("anywhere", asking.caller)):
+            _refuse(asking, HTTPCall("CONNECT", Target("udp", "*", 0, "")), refusal)
 
     def judge_hidden_lookup(self, name: str, port: int) -> None:
         """Judge a connection by a name, whose look-up nobody saw.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from agentguard.egress.net import Net
+    from agentguard.egress.net import Net, Take
 
     Function = Callable[..., Any]
 
@@ -46,6 +46,13 @@ def queried(host: object) -> str | None:
         return None if address_of(canonical(name)) is not None else name
     except HostError:
         return name
+
+
+def answers(found: list[Any], take: Take, *, is_canonical_wanted: bool = False) -> list[Any]:
+    """What `getaddrinfo` found with its canonical name, as far as it may be reached; without that name unless it was wanted."""
+    good = take((entry[4][0] for entry in found if entry[0] in _INTERNET), [entry[3] for entry in found])
+    kept = found if good is None else [entry for entry in found if entry[4][0] in good]
+    return kept if is_canonical_wanted else [(*entry[:3], "", entry[4]) for entry in kept]
 
 
 class Resolver:
@@ -97,14 +104,15 @@ class Resolver:
 
     # --- functions --------------------------------------------------------------------------------------------------
 
-    def _getaddrinfo(self, inner: Function, host: Any, *args: Any, **kwargs: Any) -> Any:
+    def _getaddrinfo(
+        self, inner: Function, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> Any:
         name = queried(host)
         if name is None:
-            return inner(plain(host), *args, **kwargs)
+            return inner(plain(host), port, family, type, proto, flags)
         with self._net.looking_up(name) as take:
-            found = inner(name, *args, **kwargs)
-            good = take(entry[4][0] for entry in found if entry[0] in _INTERNET)
-        return found if good is None else [entry for entry in found if entry[4][0] in good]
+            found = inner(name, port, family, type, proto, flags | socket.AI_CANONNAME)
+            return answers(found, take, is_canonical_wanted=bool(flags & socket.AI_CANONNAME))
 
     def _gethostbyname(self, inner: Function, host: Any) -> Any:
         name = queried(host)
@@ -112,8 +120,8 @@ class Resolver:
             return inner(plain(host))
         with self._net.looking_up(name) as take:
             # The one address that this gives may be the one that may not be reached, beside others that may.
-            _, _, found = _socket.gethostbyname_ex(name)
-            good = take(found)
+            official, aliases, found = _socket.gethostbyname_ex(name)
+            good = take(found, (official, *aliases))
         return next(address for address in found if good is None or address in good)
 
     def _gethostbyname_ex(self, inner: Function, host: Any) -> Any:
@@ -122,7 +130,7 @@ class Resolver:
             return inner(plain(host))
         with self._net.looking_up(name) as take:
             official, aliases, found = inner(name)
-            good = take(found)
+            good = take(found, (official, *aliases))
         return official, aliases, found if good is None else [address for address in found if address in good]
 
     def _gethostbyaddr(self, inner: Function, host: Any) -> Any:

@@ -29,6 +29,9 @@ class Loops(Protocol):
     async def getaddrinfo(self, wrapped: Callable[..., Any], loop: Any, args: Args, kwargs: Kwargs) -> Any:
         """Look a name up."""
 
+    async def getnameinfo(self, wrapped: Callable[..., Any], loop: Any, args: Args, kwargs: Kwargs) -> Any:
+        """Look the name of an address up."""
+
     async def create_connection(self, wrapped: Callable[..., Any], loop: Any, args: Args, kwargs: Kwargs) -> Any:
         """Connect a stream."""
 
@@ -43,6 +46,7 @@ def integrations(loops: Loops) -> tuple[Integration, ...]:
     """The seams of event loops; `loops` judges what uvloop does in C."""
     uvloop = (
         (Seam("uvloop", "Loop.getaddrinfo", ("host", "port")), loops.getaddrinfo),
+        (Seam("uvloop", "Loop.getnameinfo", ("sockaddr", "flags")), loops.getnameinfo),
         (Seam("uvloop", "Loop.create_connection", ("host", "port")), loops.create_connection),
         (Seam("uvloop", "Loop.create_datagram_endpoint", ("remote_addr",)), loops.create_datagram_endpoint),
         (Seam("uvloop", "Loop.create_unix_connection", ("path",)), loops.create_unix_connection),
