@@ -15,6 +15,7 @@ from agentguard.audit import EventLog
 from agentguard.policy import Policy
 from agentguard.policy.load import from_file
 
+BOT_CLOSED = {"name": "bot", "external_calls": {"allowed_domains": [], "blocked_domains": ["*"]}}
 REPORT = {"mode": "report", "agents": [{"name": "bot"}]}
 WEEK = ("http://api.acme.com/v1", "http://api.acme.com/v2", "http://api.openai.com/v1", "http://169.254.169.254/latest")
 
@@ -170,6 +171,21 @@ def test_an_empty_log_is_said_on_stderr(agentguard):
 
     assert (done.exit_code, done.stdout) == (0, "")
     assert "report mode" in done.stderr
+
+
+def test_a_proxy_that_was_reported_is_learned_and_replayed_as_a_host(agentguard_json, recorded, written, provider):
+    written(CLOSED)
+    recorded("http://api.acme.com/", document={"mode": "report", "agents": [BOT_CLOSED]})
+    proxy = provider.base_url.removeprefix("http://")
+
+    _, learned = agentguard_json("policy", "learn")
+    agentguard_json("policy", "allow", "api.acme.com")
+    _, without = agentguard_json("policy", "replay")
+    agentguard_json("policy", "allow", proxy)
+    _, listed = agentguard_json("policy", "replay")
+
+    assert {entry["entry"] for entry in learned["agents"][0]["entries"]} == {"api.acme.com", proxy}
+    assert (len(without["allowed"]), len(listed["allowed"])) == (0, 1)
 
 
 # ------------------------------------------------------------------------------------------------------- allow and deny

@@ -156,8 +156,8 @@ def _take_refusal(record: Record, call: Call, parts: _Parts, reported: dict[tupl
         if not enforced:
             run = _run(record)
             reported[run] = reported.get(run, 0) + 1
-    elif enforced:
-        parts.reach(call.target, went=False)
+    else:
+        parts.reach(call.target, went=not enforced)  # a proxy is told of by its refusal alone
 
 
 def _take_end(record: Record, call: Call, parts: _Parts) -> None:

@@ -297,18 +297,21 @@ def _connections(place: Place) -> Iterator[Line]:
                 yield Line("finding", f"the connections of {pid} cannot be read: {error}")
             continue
         yield Line("fact", f"process {pid} and its children: {len(found)} {'connection' if len(found) == 1 else 'connections'}")
-        yield from (_held(one, place.policy.mode) for one in found)
+        yield from (_held(one, place.policy) for one in found)
 
 
-def _held(one: Held, mode: str) -> Line:
+def _held(one: Held, policy: Policy) -> Line:
     names = f" ({', '.join(one.names)})" if one.names else ""
     what = f"{one.connection.program}[{one.connection.pid}] to {one.connection}{names}"
     if one.verdict.allowed:
         return Line("ok", f"{what}: {one.verdict.why}")
+    whose = " --agent NAME" if len(policy.agents) > 1 and one.remedy.startswith("agentguard policy allow") else ""
+    remedy = one.remedy + whose
     if not one.is_sure:
-        return Line("note", f"{what}: its name is not known; refused, unless a wildcard means it", one.remedy)
-    would = "would be recorded as refused" if mode == "report" else "would be refused if it were made now"
-    return Line("note" if mode == "report" else "finding", f"{what}: {would}: {one.verdict.why}", one.remedy)
+        return Line("note", f"{what}: its name is not known; refused, unless a wildcard means it", remedy)
+    if policy.mode == "report":
+        return Line("note", f"{what}: would be recorded as refused: {one.verdict.why}", remedy)
+    return Line("finding", f"{what}: would be refused if it were made now: {one.verdict.why}", remedy)
 
 
 # -------------------------------------------------------------------------------------------------- what is not guarded

@@ -86,9 +86,10 @@ def _names(policy: Policy) -> Iterator[str]:
 
 def _recent() -> list[str]:
     from agentguard.audit import history, read_events
+    from agentguard.policy.hosts import address_of
 
     calls = history(read_events(events_directory(), time.time() - _RECENT_SECONDS)).calls
-    return [hop.target.host for call in reversed(calls) for hop in call.hops]
+    return [hop.target.host for call in reversed(calls) for hop in call.hops if address_of(hop.target.host) is None]
 
 
 def addresses_of(names: Iterable[str]) -> dict[str, set[str]]:
