@@ -240,6 +240,27 @@ def test_a_file_that_changed_meanwhile_is_not_overwritten(written):
     assert path.read_text() == "agent_config: {name: somebody}"
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="gives a file to somebody else")
+def test_a_file_of_somebody_else_stays_theirs(written):
+    path = written(LAYOUTS["braces"])
+    os.chown(path, 65534, 65534)
+
+    allow(path, ENTRY).write()
+
+    assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
+
+
+def test_a_folder_that_is_gone_is_said_and_not_raised_as_an_os_error(written, tmp_path):
+    path = written(LAYOUTS["braces"])
+    revision = allow(path, ENTRY)
+    path.unlink()
+
+    with pytest.raises(PolicyError, match="cannot be written: No such file"):
+        revision.write()
+
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(os.name != "posix", reason="modes")
 def test_mode_and_symbolic_link_stay(written, tmp_path):
     path = written(LAYOUTS["braces"], "real.yaml")

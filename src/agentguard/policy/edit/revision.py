@@ -61,26 +61,35 @@ class Revision(NamedTuple):
         """Put the new file in the place of the old one, at once.
 
         Raises:
-            PolicyError: The file has changed since it was read.
-            OSError: It cannot be written; the old one stays.
+            PolicyError: The file has changed since it was read, or cannot be written; it stays as it is.
         """
         if not self.is_change:
             return
         target = self.path.resolve()  # behind a symbolic link
-        if target.read_bytes() != self.before:
-            raise _refused(shown(self.path), Rule(""), "the file was changed meanwhile; try again")
-        mode = stat.S_IMODE(target.stat().st_mode)
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         try:
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
-                file.write(self.content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(mode)
-            os.replace(name, target)  # noqa: PTH105 - a name
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            if target.read_bytes() != self.before:
+                raise _refused(shown(self.path), Rule(""), "the file was changed meanwhile; try again")
+            _replace(target, self.content)
+        except OSError as error:
+            raise _refused(shown(self.path), Rule(""), f"cannot be written: {error.strerror or error}") from error
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Give a file new content in one step, with the mode and the owner that it has."""
+    now = target.stat()
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if hasattr(os, "chown") and (now.st_uid, now.st_gid) != (os.geteuid(), os.getegid()):
+            os.chown(name, now.st_uid, now.st_gid)
+        Path(name).chmod(stat.S_IMODE(now.st_mode))
+        os.replace(name, target)  # noqa: PTH105 - a name
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 class Learned(NamedTuple):
