@@ -49,10 +49,12 @@ class Pins:
 
     def names_of(self, ip: str) -> frozenset[str]:
         """The names that an address stands for now."""
-        try:
-            address = _spelled(ip)
-        except ValueError:
-            return frozenset()
+        address = ip
+        if ip not in self._ends:
+            try:
+                address = _spelled(ip)
+            except ValueError:
+                return frozenset()
         with self._lock:
             ends = self._ends.get(address)
             if ends is None:

@@ -150,7 +150,6 @@ def _hand_over(machine: Machine, boundary: Boundary, link: socket.socket, role: 
         install(program, link, shields=_is_alone())
         try:
             _expect("on", replies.readline())
-            channel.ask_status()
         except OSError as error:
             msg = f"kernel enforcement has lost its supervisor while it began ({error}): from now on nothing connects"
             raise CutOff(msg) from error

@@ -53,30 +53,44 @@ def narrow(boundary: Boundary) -> bool:
     return bool(found["is_whole"])
 
 
-def listen(on_refusal: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
-    """Be told what is refused to this process and its children, on a thread of its own. What is returned ends it.
+class Listening:
+    """Hears what is refused to this process and its children, on a thread of its own, until it is ended.
 
-    Raises:
-        NoSupervisor: There is none.
+    Args:
+        on_refusal: Told each refusal.
+        on_loss: Told when the supervisor has ended: from then on nothing of this process connects.
     """
-    connection = _connect()
-    connection.sendall(b'{"ask":"listen"}\n')
-    connection.settimeout(None)
-    threading.Thread(target=_hear, args=(connection, on_refusal), name="agentguard-egress", daemon=True).start()
 
-    def end() -> None:
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+    def __init__(self, on_refusal: Callable[[dict[str, Any]], None], on_loss: Callable[[], None]) -> None:
+        self._on_refusal = on_refusal
+        self._on_loss = on_loss
+        self._connection: socket.socket | None = None
+        self._has_ended = False
+        threading.Thread(target=self._run, name="agentguard-egress", daemon=True).start()
 
-    return end
+    def end(self) -> None:
+        """Hear nothing more."""
+        self._has_ended = True
+        if self._connection is not None:
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
 
+    def _run(self) -> None:
+        with suppress(OSError, ValueError):
+            self._connection = _connect()
+            with self._connection, self._connection.makefile("rb") as lines:
+                self._connection.sendall(b'{"ask":"listen"}\n')
+                self._connection.settimeout(None)
+                for line in lines:
+                    if self._has_ended:
+                        return
+                    self._hear(json.loads(line))
+        if not self._has_ended:
+            self._on_loss()
 
-def _hear(connection: socket.socket, on_refusal: Callable[[dict[str, Any]], None]) -> None:
-    with suppress(OSError), connection, connection.makefile("rb") as lines:
-        for line in lines:
-            message = json.loads(line)
-            if "refused" in message:
-                on_refusal(message["refused"])
+    def _hear(self, message: dict[str, Any]) -> None:
+        if "refused" in message:
+            self._on_refusal(message["refused"])
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from agentguard.egress.kernel.gate import CONTROL
 from agentguard.egress.kernel.notices import Answer
 
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable
 
     from agentguard.egress.kernel.gate import Gate
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from agentguard.egress.kernel.sockaddr import Address, Inet, UnixPath
     from agentguard.egress.kernel.sockets import Sockets
 
-CARRIED = {(socket.SOCK_STREAM, socket.IPPROTO_TCP), (socket.SOCK_DGRAM, socket.IPPROTO_UDP)}
+CARRIED = {(int(socket.SOCK_STREAM), int(socket.IPPROTO_TCP)), (int(socket.SOCK_DGRAM), int(socket.IPPROTO_UDP))}
 """The kinds of internet sockets that may be used: others were made before the filter stood, or handed in."""
 
 _UNDER_WAY = {0, errno.EINPROGRESS, errno.EALREADY, errno.EISCONN}
@@ -62,10 +63,13 @@ class Connecting:
         refusal = self._gate.refusal_of(notice, address, "connect")
         if refusal is not None:
             return refusal
-        with self._sockets.take(notice.tid, descriptor) as taken:
+        taken = self._sockets.take(notice.tid, descriptor)
+        try:
             if not self._listener.is_waiting(notice):
                 return Answer(errno.EINTR)
             return self._connect(notice, taken, address, raw)
+        finally:
+            taken.close()
 
     def keep_undelivered(self, notice: Notice, answer: Answer) -> None:
         """Remember an answer that a signal kept the task from hearing."""
@@ -73,7 +77,7 @@ class Connecting:
             self._undelivered.clear()
         self._undelivered[notice.tid, notice.args[0]] = answer
 
-    def _connect(self, notice: Notice, taken: socket.socket, address: Address, raw: bytes) -> Outcome:
+    def _connect(self, notice: Notice, taken: _socket.socket, address: Address, raw: bytes) -> Outcome:
         if taken.family in (socket.AF_INET, socket.AF_INET6):
             if (taken.type, taken.proto) not in CARRIED:
                 return Answer(errno.EPROTONOSUPPORT)
@@ -88,7 +92,7 @@ class Connecting:
             return _connected(taken.fileno(), raw)
         return Answer(errno.EAFNOSUPPORT)
 
-    def _connect_inet(self, notice: Notice, taken: socket.socket, address: Inet) -> Outcome:
+    def _connect_inet(self, notice: Notice, taken: _socket.socket, address: Inet) -> Outcome:
         if taken.type == socket.SOCK_DGRAM and not self._gate.takes_datagrams(address):
             return Answer(errno.EACCES)  # not recorded: getaddrinfo connects one to every address that it sorts
         raw = self._gate.destination(address, taken.family, taken.type)
@@ -97,14 +101,14 @@ class Connecting:
             return lambda: self._as_first_told(notice, self._connect_and_close(descriptor, raw))
         return self._as_first_told(notice, self._connect_to(taken.fileno(), raw))
 
-    def _connect_abstract(self, notice: Notice, taken: socket.socket, address: Address, raw: bytes) -> Outcome:
+    def _connect_abstract(self, notice: Notice, taken: _socket.socket, address: Address, raw: bytes) -> Outcome:
         if not isinstance(address, sockaddr.UnixAbstract):
             return Answer(errno.EINVAL)
         if address.name == CONTROL:
             return Answer(self._invite(notice.tid, taken.fileno()))
         return _connected(taken.fileno(), raw)
 
-    def _connect_unix(self, notice: Notice, taken: socket.socket, address: UnixPath) -> Outcome:
+    def _connect_unix(self, notice: Notice, taken: _socket.socket, address: UnixPath) -> Outcome:
         pinned = self._gate.pin_unix(notice, address)
         if isinstance(pinned, Answer):
             return pinned

@@ -1,13 +1,11 @@
-"""The life of a supervisor: it is told what to hold, is handed the listener, and serves until nobody is left."""
+"""The life of a supervisor, once it has the listener: it serves until nobody is left."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -33,18 +31,12 @@ if TYPE_CHECKING:
     from agentguard.policy.hosts import Verdict
 
 _SWITCH_SECONDS = 0.001  # a thread that answers does not wait long for one that records
-_LARGEST_MESSAGE = 4 * 1024 * 1024
 
 
-def main(descriptor: int) -> None:
-    """Serve one tree, which is at the other end of `descriptor`."""
-    abi.prctl(abi.PR_SET_DUMPABLE, 0)  # nobody of this user may look into us, or take our descriptors
-    link = socket.socket(fileno=descriptor)
-    order = json.loads(_receive(link))
-    if order["detached"]:
-        _leave_the_family()
-    listener = _take_over(link, order)
-    link.close()
+def main(order: dict[str, Any], listener: int | None) -> None:
+    """Serve one tree until none of it is left; as the parent of the program, end as it ends."""
+    if listener is not None:
+        _Stand(Boundary.from_json(order["boundary"]), order).serve(Listener(listener), injects=order["injects"])
     child = order.get("child")
     if child:
         _attend(child)
@@ -55,52 +47,8 @@ def main(descriptor: int) -> None:
     os._exit(0)
 
 
-def _take_over(link: socket.socket, order: dict[str, Any]) -> int | None:
-    """Begin to serve; the listener, or None when this cannot be done: the program has been told, and is not held."""
-    try:
-        injects = _look_at(order["probe"])
-        stand = _Stand(Boundary.from_json(order["boundary"]), order)
-    except (OSError, ValueError) as error:
-        _send(link, {"error": str(error)})
-        return None
-    _send(link, {"ready": os.getpid(), "injects": injects})
-    _, descriptors, _, _ = socket.recv_fds(link, 64, 1)
-    if not descriptors:
-        return None
-    stand.serve(Listener(descriptors[0]), injects=injects)
-    _send(link, {"on": True})
-    return descriptors[0]
-
-
-def _leave_the_family() -> None:
-    """Be nobody's child: a program that waits for all of its children must not meet us. Nor are we hit by its Ctrl-C."""
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-
-
-def _look_at(probe: dict[str, int]) -> bool:
-    """Try on the task that asks what every call will need; whether we have to make its sockets ourselves.
-
-    Raises:
-        OSError: The kernel does not let us; the message names the cause.
-    """
-    try:
-        tasks.read_memory(probe["tid"], probe["address"], probe["length"])
-    except OSError as error:
-        cause = "the kernel lets no process look into another of the same user"
-        with contextlib.suppress(OSError), open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as file:
-            cause += f" (kernel.yama.ptrace_scope is {file.read().strip()})"
-        raise OSError(error.errno, f"{cause}: {error.strerror}") from None
-    try:
-        os.close(tasks.Duplicates().take(probe["tid"], probe["descriptor"]))
-    except OSError:
-        return True
-    return False
-
-
 class _Stand:
-    """Everything that a supervisor consists of, made before the filter stands."""
+    """Everything that a supervisor consists of."""
 
     def __init__(self, boundary: Boundary, order: dict[str, Any]) -> None:
         self._judge = Judge(boundary, Pins(time.monotonic), read_hosts(), order["folders"])
@@ -168,24 +116,3 @@ def _end_like(status: int) -> None:
         os.kill(os.getpid(), number)
         os._exit(128 + number)
     os._exit(os.WEXITSTATUS(status))
-
-
-def _receive(link: socket.socket) -> bytes:
-    length = int.from_bytes(_receive_exactly(link, 4))
-    if length > _LARGEST_MESSAGE:
-        sys.exit(1)
-    return _receive_exactly(link, length)
-
-
-def _receive_exactly(link: socket.socket, length: int) -> bytes:
-    received = b""
-    while len(received) < length:
-        part = link.recv(length - len(received))
-        if not part:
-            sys.exit(1)
-        received += part
-    return received
-
-
-def _send(link: socket.socket, message: dict[str, Any]) -> None:
-    link.sendall(json.dumps(message).encode() + b"\n")

@@ -19,6 +19,7 @@ from agentguard.egress.kernel.filter import MSG_FASTOPEN
 from agentguard.egress.kernel.notices import Answer
 
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable
 
     from agentguard.egress.kernel.gate import Gate
@@ -142,7 +143,7 @@ class Sending:
             for descriptor in passed_on:
                 os.close(descriptor)
 
-    def _receiver(self, notice: Notice, taken: socket.socket, address: Address | None) -> _Receiver | Answer:
+    def _receiver(self, notice: Notice, taken: _socket.socket, address: Address | None) -> _Receiver | Answer:
         if taken.family in (socket.AF_INET, socket.AF_INET6):
             if (taken.type, taken.proto) not in CARRIED:
                 return Answer(errno.EPROTONOSUPPORT)
@@ -162,7 +163,7 @@ class Sending:
             return _Receiver((0, 0)) if isinstance(address, sockaddr.Netlink) else Answer(errno.EINVAL)
         return Answer(errno.EAFNOSUPPORT)
 
-    def _path(self, notice: Notice, taken: socket.socket, address: Address | None) -> _Receiver | Answer:
+    def _path(self, notice: Notice, taken: _socket.socket, address: Address | None) -> _Receiver | Answer:
         if address is None or taken.type != socket.SOCK_DGRAM:
             return _CONNECTED
         if not isinstance(address, sockaddr.UnixPath):
@@ -171,7 +172,7 @@ class Sending:
         return pinned if isinstance(pinned, Answer) else _Receiver(pinned.name, pinned)
 
     def _passed_on(
-        self, tid: int, taken: socket.socket, message: _Message, descriptors: list[int]
+        self, tid: int, taken: _socket.socket, message: _Message, descriptors: list[int]
     ) -> list[tuple[int, int, bytes]]:
         kept = []
         for level, kind, content in message.control:
@@ -187,7 +188,7 @@ class Sending:
         return kept
 
 
-def _sent(taken: socket.socket, message: _Message, receiver: _Receiver) -> Outcome:
+def _sent(taken: _socket.socket, message: _Message, receiver: _Receiver) -> Outcome:
     """Send at once what can be sent at once; what has to wait, waits on a thread of its own."""
     try:
         return _send_by(taken, message, receiver, socket.MSG_DONTWAIT)
@@ -198,7 +199,7 @@ def _sent(taken: socket.socket, message: _Message, receiver: _Receiver) -> Outco
             return Answer(errno.EAGAIN)  # what rides along is not kept open for so long
     finally:
         receiver.close()
-    waiting = taken.dup()
+    waiting = socket.socket(fileno=os.dup(taken.fileno()))
 
     def send_later() -> Answer:
         with waiting:
@@ -207,7 +208,7 @@ def _sent(taken: socket.socket, message: _Message, receiver: _Receiver) -> Outco
     return send_later
 
 
-def _send_by(taken: socket.socket, message: _Message, receiver: _Receiver, more: int) -> Answer:
+def _send_by(taken: _socket.socket, message: _Message, receiver: _Receiver, more: int) -> Answer:
     flags = message.flags | more | socket.MSG_NOSIGNAL  # the signal would be ours
     return Answer(value=taken.sendmsg([message.content], message.control, flags, receiver.name))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import NamedTuple
 
 LONGEST = 128  # sizeof(struct sockaddr_storage): the kernel refuses longer ones
@@ -82,11 +82,9 @@ def _inet(raw: bytes) -> Address:
     if len(raw) < _IPV4:
         return Unknown("it is too short for an IPv4 address")
     port, packed = struct.unpack_from("!H4s", raw, 2)
-    # The kernel takes 0.0.0.0 for this host, which is what is judged.
-    ip = "127.0.0.1" if packed == b"\0\0\0\0" else str(IPv4Address(packed))
-    return Inet(
-        ip, port, struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(ip) + bytes(8), socket.AF_INET
-    )
+    if packed == b"\0\0\0\0":
+        packed = b"\x7f\0\0\1"  # the kernel takes it for this host, which is what is judged
+    return Inet(socket.inet_ntoa(packed), port, raw[:4] + packed + bytes(8), socket.AF_INET)
 
 
 def _inet6(raw: bytes) -> Address:

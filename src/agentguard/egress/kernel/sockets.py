@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import os
@@ -25,9 +26,9 @@ _MOST_CONNECTED = 4096
 
 
 class Sockets(Protocol):
-    """A way to a task's socket."""
+    """A way to a task's socket. What is given is the plain C type: Python's own costs as much again as the connect."""
 
-    def take(self, tid: int, descriptor: int) -> socket.socket:
+    def take(self, tid: int, descriptor: int) -> _socket.socket:
         """A socket of this process that is the task's own, to be closed by who takes it.
 
         Raises:
@@ -53,9 +54,9 @@ class DuplicatedSockets:
         self._duplicates = duplicates
         self._refuse = refuse
 
-    def take(self, tid: int, descriptor: int) -> socket.socket:
+    def take(self, tid: int, descriptor: int) -> _socket.socket:
         """A duplicate of a task's socket."""
-        return socket.socket(fileno=self._duplicates.take(tid, descriptor))
+        return _socket.socket(fileno=self._duplicates.take(tid, descriptor))
 
     def let_go(self, descriptor: int) -> None:
         """Nothing is kept."""
@@ -93,14 +94,14 @@ class MadeSockets:
         self._lock = threading.Lock()
         self._swept = 0.0
 
-    def take(self, tid: int, descriptor: int) -> socket.socket:
+    def take(self, tid: int, descriptor: int) -> _socket.socket:
         """A duplicate of a socket that was made for the task."""
         inode = _inode(tid, descriptor)
         with self._lock:
             made = self._made.get(inode)
             if made is None:
                 raise OSError(errno.EISCONN if inode in self._connected else errno.EACCES, "a socket that is not ours")
-            return socket.socket(fileno=os.dup(made.ours.fileno()))
+            return _socket.socket(fileno=os.dup(made.ours.fileno()))
 
     def let_go(self, descriptor: int) -> None:
         """Close ours: the task's own is all that it needs."""

@@ -21,6 +21,10 @@ def _make_bare_packages(root: str) -> None:
 
 if __name__ == "__main__":
     _make_bare_packages(__file__.rsplit("/", 4)[0])
+    from agentguard.egress.kernel.takeover import take_over
+
+    order, listener = take_over(int(sys.argv[1]))
+
     from agentguard.egress.kernel.main import main
 
-    main(int(sys.argv[1]))
+    main(order, listener)

@@ -23,6 +23,12 @@ _writev = abi.libc.process_vm_writev
 _writev.argtypes = _readv.argtypes
 _writev.restype = ctypes.c_ssize_t
 
+# A function of its own, with its types said: this one is on the way of every connect.
+_GETFD = abi.NUMBERS["pidfd_getfd"]
+_getfd = ctypes.CDLL(None, use_errno=True).syscall
+_getfd.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_uint)
+_getfd.restype = ctypes.c_long
+
 
 def read_memory(tid: int, address: int, length: int) -> bytes:
     """What stands in a task's memory, read once.
@@ -98,11 +104,11 @@ class Duplicates:
         handle = self._handles.get(tid)
         if handle is not None:
             with contextlib.suppress(OSError):  # the task that the handle stands for is gone, and its number used again
-                return abi.syscall("pidfd_getfd", handle, descriptor, 0)
+                return _duplicate(handle, descriptor)
             self._forget(tid)
         handle = self._open(tid)
         try:
-            duplicate = abi.syscall("pidfd_getfd", handle, descriptor, 0)
+            duplicate = _duplicate(handle, descriptor)
         except OSError:
             os.close(handle)
             raise
@@ -126,6 +132,14 @@ class Duplicates:
         handle = self._handles.pop(tid, None)
         if handle is not None:
             os.close(handle)
+
+
+def _duplicate(handle: int, descriptor: int) -> int:
+    duplicate: int = _getfd(_GETFD, handle, descriptor, 0)
+    if duplicate < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"pidfd_getfd: {os.strerror(number)}")
+    return duplicate
 
 
 def _knows_threads() -> bool:

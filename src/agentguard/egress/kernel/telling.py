@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from agentguard.core.call import HTTPCall, Target
 from agentguard.core.caller import Caller
 from agentguard.core.decision import Reason, deny
-from agentguard.egress.kernel import channel
+from agentguard.egress.kernel.channel import Listening
 from agentguard.events import CallDenied
 from agentguard.policy.model import Rule
 
@@ -16,16 +17,18 @@ if TYPE_CHECKING:
 
     from agentguard.guard import Guard
 
+logger = logging.getLogger("agentguard")
+
 _SCHEMES = {"resolve": "dns", "unix": "unix", "send": "udp"}
 
 
 def tell_refusals(guard: Guard) -> Callable[[], None]:
-    """Have a guard tell what the supervisor refuses to this process and its children. What is returned ends it.
+    """Have a guard tell what the supervisor refuses to this process and its children. What is returned ends it."""
+    return Listening(lambda refused: guard.tell(_event(guard, refused)), _tell_loss).end
 
-    Raises:
-        NoSupervisor: This process has none.
-    """
-    return channel.listen(lambda refused: guard.tell(_event(guard, refused)))
+
+def _tell_loss() -> None:
+    logger.error("agentguard: the supervisor of this process has ended: from now on nothing of it connects; start it again")
 
 
 def _event(guard: Guard, refused: dict[str, Any]) -> CallDenied:
