@@ -8,7 +8,7 @@ import pytest
 
 from agentguard.core.limits import Amounts, Charge, LimitRow, RefusalKind, Refused
 from agentguard.policy.model import Limit, OnStoreDown, Over, Per, Rule, Unit, Window
-from agentguard.stores.base import GRANTED, Granted, Reserve
+from agentguard.stores.base import FORGET_MEMBER_SECONDS, GRANTED, Granted, Member, Reserve
 
 TOKENS = LimitRow.of("agent:a", Limit(amount=100, unit=Unit.TOKENS))
 MONEY = LimitRow.of("team:t", Limit(amount=1000, unit=Unit.USD, window=Window("day"), warn_at=(50, 80)))
@@ -394,3 +394,78 @@ def test_of_a_hundred_threads_exactly_five_pass_a_limit_of_five(store):
     assert sum(isinstance(answer, Granted) for answer in answers) == 5
     assert len(answers) == 100
     assert balance(store, row) == (0, 5)
+
+
+def member(store, **changed):
+    return Member(store.me, "host", 1, "bot", "1.0", "digest", "enforce", 0, 100.0)._replace(**changed)
+
+
+def test_the_epoch_grows_with_every_isolation_and_restoration(store):
+    before = store.epoch()
+
+    told = [store.isolate("agent:a", on=on, by="ada", why="drill") for on in (True, False)]
+
+    assert told == [before + 1, before + 2]
+    assert store.epoch() == before + 2
+
+
+def test_listeners_hear_of_isolations_until_they_close_and_of_no_settlements(store):
+    heard = threading.Semaphore(0)
+    listening = store.watch_isolations(heard.release)
+    while heard.acquire(timeout=0.2):
+        pass  # the first look of a listener may count as a change
+    store.reserve(Reserve("1", charges(tokens=1)))
+    store.settle("1", Amounts(1))
+    has_heard_of_settlement = heard.acquire(timeout=0.1)
+
+    store.isolate("agent:a", on=True, by="ada", why="drill")
+    has_heard_of_isolation = heard.acquire(timeout=1)
+    listening.close()
+    while heard.acquire(timeout=0.1):
+        pass
+    store.isolate("agent:a", on=False, by="ada", why="drill")
+
+    assert (has_heard_of_settlement, has_heard_of_isolation) == (False, True)
+    assert not heard.acquire(timeout=0.1)
+
+
+def test_a_process_is_a_member_until_it_leaves(store, clock):
+    store.beat(member(store, epoch=3))
+    clock.advance(5)
+    store.beat(member(store, epoch=4))
+
+    listed = list(store.members())
+    store.leave(store.me)
+
+    assert listed == [member(store, epoch=4, at=clock.time())]
+    assert list(store.members()) == []
+
+
+def test_a_process_that_is_not_heard_of_is_forgotten(store, clock):
+    store.beat(member(store))
+
+    clock.advance(FORGET_MEMBER_SECONDS + 1)
+
+    assert list(store.members()) == []
+
+
+def test_what_calls_in_flight_hold_is_listed_with_its_holder(store):
+    store.reserve(Reserve("1", charges(tokens=40, calls=1, at_once=1)))
+    store.reserve(Reserve("2", charges(tokens=2)))
+    store.settle("2", Amounts(2))
+
+    (hold,) = store.holds()
+
+    assert (hold.id, hold.holder) == ("1", store.me)
+    assert set(hold.charges) == {Charge(TOKENS.key, 40), Charge(AT_ONCE.key, 1)}
+
+
+def test_a_correction_takes_back_what_was_spent(store):
+    store.reserve(Reserve("1", charges(tokens=40, money=300, calls=2)))
+    store.settle("1", Amounts(130, 300))
+
+    for name, amount, actual in (("tokens", -60, Amounts(-60)), ("money", -100, Amounts(0, -100)), ("calls", -1, Amounts())):
+        store.reserve(Reserve(f"correct-{name}", charges(**{name: amount}), force=True))
+        store.settle(f"correct-{name}", actual)
+
+    assert [balance(store, row) for row in (TOKENS, MONEY, CALLS)] == [(70, 0), (200, 0), (1, 0)]

@@ -14,7 +14,7 @@ from agentguard.errors import StoreUnavailable
 from agentguard.stores._hostlock import HostLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Concatenate
 
 _P = ParamSpec("_P")
@@ -57,11 +57,12 @@ class _Busy(Exception):
 
 
 class Schema(NamedTuple):
-    """What is in a file: its mark, its version, and the statements that make it."""
+    """What is in a file: its mark, its version, the statements that make it, and those that make a version of the one before."""
 
     application_id: int
     version: int
     statements: tuple[str, ...]
+    upgrades: tuple[tuple[str, ...], ...] = ()
 
 
 class Database:
@@ -263,11 +264,13 @@ class Database:
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         if is_new:
-            self._create(db)
+            self._write_schema(db, self._schema.statements)
+        elif version < self._schema.version:
+            self._write_schema(db, [one for upgrade in self._schema.upgrades[version - 1 :] for one in upgrade])
 
-    def _create(self, db: sqlite3.Connection) -> None:
+    def _write_schema(self, db: sqlite3.Connection, statements: Iterable[str]) -> None:
         db.execute("BEGIN IMMEDIATE")
-        for statement in self._schema.statements:
+        for statement in statements:
             db.execute(statement)
         db.execute(f"PRAGMA application_id = {self._schema.application_id}")
         db.execute(f"PRAGMA user_version = {self._schema.version}")

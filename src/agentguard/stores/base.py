@@ -16,6 +16,7 @@ class Reserve(NamedTuple):
     Attributes:
         id: Names the call. While it is open, asking again with the same id gives the same answer.
         charges: One for each row; a row that is named twice is a `ValueError`, since both charges might not fit where each does.
+            A negative amount, with `force`, is an operator's correction: settled, it takes back what was spent.
         subjects: Every subject of the call; if one is isolated, the call is refused.
         force: Take the charges whatever the rows say (report mode). The refusal that this passed over is in `Granted.refused`.
             Isolation and a missing row refuse all the same.
@@ -210,8 +211,10 @@ class Store(Protocol):
         """Strike a process from the list: it ends."""
 
     def members(self) -> Sequence[Member]:
-        """The processes that were heard of in the last `FORGET_MEMBER_SECONDS`, without those that have left or are known to be
-        dead; in the order in which they started."""
+        """The processes that were heard of in the last `FORGET_MEMBER_SECONDS`, in the order in which they started.
+
+        Those that have left, or are known to be dead, are not among them.
+        """
 
     def holds(self) -> Sequence[Hold]:
         """What the calls in flight hold, for the operator; the earliest deadline first. Rows that are forgotten are left out."""
@@ -224,3 +227,56 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Free what is held. Open holds stay, and are swept when the process is gone."""
+
+
+class Account(NamedTuple):
+    """What the holder of a slice says of it, and what more it asks for.
+
+    A slice is a hold that many calls share: whoever holds it admits calls out of it without asking the store.
+
+    Attributes:
+        id: Names the slice among the ids of calls.
+        used: What calls have used of it since the last account, in each unit; it is spent now, in the window of the slice.
+        keep: What it goes on holding of each row: what calls in flight hold, and what is left for later ones.
+        call: What one call charges, to ask for more; empty to ask for nothing.
+        calls: How many such calls the slice should grow by, at most.
+        share: No more of any row is taken than one `share`-th of what it has left.
+    """
+
+    id: str
+    used: Amounts
+    keep: tuple[Charge, ...] = ()
+    call: tuple[Charge, ...] = ()
+    calls: int = 0
+    share: int = 1
+
+
+class Leased(NamedTuple):
+    """The answer to an account. `calls`: how many calls the slice grew by, which may be none. `crossed`: soft steps passed."""
+
+    calls: int
+    crossed: tuple[Crossed, ...] = ()
+
+
+class Leasable(Store, Protocol):
+    """A store that gives out slices. A slice is a hold like that of a call: it is renewed, and charged when its holder dies."""
+
+    def lease(self, account: Account) -> Leased | Refused:
+        """Take the account of a slice, and let it grow: both in one step, so that what is kept is never anybody else's.
+
+        A slice that is not open begins when nothing is used and kept. It ends when nothing is kept and it did not grow.
+        It does not grow once the window of any of its rows is over: what is taken later belongs to a slice of its own.
+
+        Returns:
+            Leased when the account was taken, whether or not the slice grew. Refused (UNREGISTERED, nothing changed) when a
+            slice that uses or keeps something is not open, for it was swept or lost; or when a row of `call` is not known.
+        """
+
+    def recall(self, keys: Sequence[str]) -> None:
+        """Ask whoever holds slices of these rows to give back what no call holds."""
+
+    def watch_recalls(self, on_recall: Callable[[Sequence[str]], None]) -> Closeable:
+        """Call `on_recall` with the rows that another process has recalled, at most 20 ms late.
+
+        It may be called for rows that nobody has recalled, and from any thread; it must not raise.
+        """

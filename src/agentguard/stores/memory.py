@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agentguard.core.limits import RefusalKind, Refused, Row, charge, give
+from agentguard.core.limits import Charge, RefusalKind, Refused, Row, charge, give
 from agentguard.stores import _verbs
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._watchers import Watchers
-from agentguard.stores.base import NOT_SETTLED, SETTLED, Balance, Granted, Isolation, Settled
+from agentguard.stores.base import FORGET_MEMBER_SECONDS, NOT_SETTLED, SETTLED, Balance, Granted, Hold, Isolation, Settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from agentguard.core.limits import Amounts, Charge, Crossed, Item, LimitRow
-    from agentguard.stores.base import Closeable, Reserve, WallClock
+    from agentguard.core.limits import Amounts, Crossed, Item, LimitRow
+    from agentguard.stores.base import Closeable, Member, Reserve, WallClock
 
 _FORK_WAIT_SECONDS = 1.0
 """How long a fork waits for a verb to end. A verb takes microseconds: only a fork inside of one waits in vain."""
@@ -37,8 +38,15 @@ class MemoryStore:
         self._isolated: dict[str, Isolation] = {}
         self._epoch = 0
         self._watchers = Watchers()
+        self._listeners = Watchers()
+        self._members: dict[str, Member] = {}
         self._is_at_rest = False
         survive_forks(self)
+
+    @property
+    def me(self) -> str:
+        """This process: the only one here."""
+        return f"pid-{os.getpid()}"
 
     def register(self, rows: Iterable[LimitRow]) -> None:
         """Make rows known, or adopt a changed amount."""
@@ -115,6 +123,7 @@ class MemoryStore:
                 self._isolated.pop(subject, None)
             self._epoch += 1
             epoch = self._epoch
+        self._listeners.announce()
         self._watchers.announce()
         return epoch
 
@@ -123,9 +132,42 @@ class MemoryStore:
         with self._lock:
             return sorted(self._isolated.values(), key=lambda isolation: (isolation.at, isolation.subject))
 
+    def epoch(self) -> int:
+        """The number of changes by `isolate` so far."""
+        return self._epoch
+
     def watch(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after settlements and isolations."""
         return self._watchers.add(on_change)
+
+    def watch_isolations(self, on_change: Callable[[], None]) -> Closeable:
+        """Call `on_change` after isolations, in the thread that isolates."""
+        return self._listeners.add(on_change)
+
+    def beat(self, member: Member) -> None:
+        """Write down how this process describes itself."""
+        with self._lock:
+            self._members[member.name] = member._replace(at=self._now())
+
+    def leave(self, name: str) -> None:
+        """Strike a process from the list."""
+        with self._lock:
+            self._members.pop(name, None)
+
+    def members(self) -> Sequence[Member]:
+        """The guards of this process that were heard of."""
+        with self._lock:
+            since = self._now() - FORGET_MEMBER_SECONDS
+            return sorted((one for one in self._members.values() if one.at >= since), key=lambda one: (one.started, one.name))
+
+    def holds(self) -> Sequence[Hold]:
+        """What the calls in flight hold."""
+        with self._lock:
+            me = self.me
+            return [
+                Hold(call, me, tuple(Charge(row.key, held) for row, _, held, _ in items if self._rows.get(row.key) is row))
+                for call, (_, items) in self._open.items()
+            ]
 
     def renew(self) -> None:
         """Holds of this process live as long as it does."""
@@ -150,6 +192,8 @@ class MemoryStore:
         """Charge the calls in flight: they are the parent's, and nobody here will settle them."""
         self._lock = threading.Lock()
         self._watchers.lock = threading.Lock()
+        self._listeners.lock = threading.Lock()
+        self._members.clear()
         for _, items in self._open.values():
             charge(items)
         self._open.clear()

@@ -15,22 +15,24 @@ import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from agentguard.core.limits import Crossed, Item, LimitRow, RefusalKind, Refused, Row, charge, give
+from agentguard.core.limits import Charge, Crossed, Item, LimitRow, RefusalKind, Refused, Row, charge, give
+from agentguard.errors import StoreUnavailable
 from agentguard.policy.model import Per
-from agentguard.stores import _verbs
+from agentguard.stores import _members, _verbs
+from agentguard.stores._bell import Bell, ring
 from agentguard.stores._database import Database, Schema
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._holder import Holder
 from agentguard.stores._rows import KnownRows, marks
 from agentguard.stores._watchers import Watchers
-from agentguard.stores.base import GRANTED, NOT_SETTLED, SETTLED, Balance, Granted, Isolation, Settled
+from agentguard.stores.base import GRANTED, NOT_SETTLED, SETTLED, Balance, Granted, Hold, Isolation, Settled
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Sequence
 
-    from agentguard.core.limits import Amounts, Charge
-    from agentguard.stores.base import Closeable, Reserve, WallClock
+    from agentguard.core.limits import Amounts
+    from agentguard.stores.base import Closeable, Member, Reserve, WallClock
 
 _A = TypeVar("_A")
 
@@ -44,12 +46,15 @@ taken up again after days, not after months. The rows of all others are kept for
 _SHORT_LIVED = (Per.SESSION, Per.INTERACTION, Per.CALL)
 _PRUNE_EVERY_SECONDS = 3600.0
 _POLL_SECONDS = 0.005
+_LISTEN_SECONDS = 0.04
+"""How often to look for an isolation that no bell has told of: it was taken down, or nobody could ring it."""
+
 _BATCH = 200
 """Holds or rows that one transaction sweeps, so that nobody waits long for the lock."""
 
 _SCHEMA = Schema(
     application_id=0x41474C64,  # "AGLd", the ledger of agentguard
-    version=1,
+    version=2,
     statements=(
         "CREATE TABLE control (epoch INTEGER NOT NULL)",
         "INSERT INTO control VALUES (0)",
@@ -63,7 +68,9 @@ _SCHEMA = Schema(
         """CREATE TABLE holds (
             id TEXT PRIMARY KEY, holder TEXT NOT NULL, deadline REAL NOT NULL, items TEXT NOT NULL, answer TEXT) WITHOUT ROWID""",
         "CREATE TABLE isolations (subject TEXT PRIMARY KEY, by TEXT NOT NULL, why TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID",
+        _members.TABLE,
     ),
+    upgrades=((_members.TABLE,),),
 )
 
 
@@ -71,7 +78,8 @@ class SqliteStore:
     """A `Store` in a file, for all processes of a host.
 
     Args:
-        path: The database. It and its companions (`-wal`, `-shm`, `.lock`, `.line`) are made when absent, for the owner only.
+        path: The database. It and its companions (`-wal`, `-shm`, `.lock`, `.line`, `.bell-*`) are made when absent, for the
+            owner only.
         clock: Unix time, for windows and deadlines.
 
     Raises:
@@ -89,8 +97,15 @@ class SqliteStore:
         self._prune_at = 0.0
         self._watchers = Watchers()
         self._poller: threading.Thread | None = None
+        self._listeners = Watchers()
+        self._listener: threading.Thread | None = None
         self._database.run(_look)
         survive_forks(self)
+
+    @property
+    def me(self) -> str:
+        """This process: as the holder of what it holds, and as a member."""
+        return self._name
 
     def register(self, rows: Iterable[LimitRow]) -> None:
         """Make rows known, or adopt a changed amount."""
@@ -131,6 +146,8 @@ class SqliteStore:
     def isolate(self, subject: str, *, on: bool, by: str, why: str) -> int:
         """Stop a subject, or restore it."""
         epoch = self._database.run(self._isolate, subject, on, by, why)
+        ring(self._database.path)
+        self._listeners.announce()
         self._watchers.announce()
         return epoch
 
@@ -139,11 +156,37 @@ class SqliteStore:
         select = "SELECT subject, by, why, at FROM isolations ORDER BY at, subject"
         return self._database.look(lambda db: [Isolation(*row) for row in db.execute(select)])
 
+    def epoch(self) -> int:
+        """The number of changes by `isolate` so far."""
+        return self._database.look(_epoch)
+
     def watch(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after settlements and isolations: those of this process at once, others within two polls."""
         watch = self._watchers.add(on_change)
         self._start_polling()
         return watch
+
+    def watch_isolations(self, on_change: Callable[[], None]) -> Closeable:
+        """Call `on_change` after isolations: whoever isolates rings a bell of this process."""
+        watch = self._listeners.add(on_change)
+        self._start_listening()
+        return watch
+
+    def beat(self, member: Member) -> None:
+        """Write down how this process describes itself, and that it was heard of now."""
+        self._database.run(_members.beat, member, self._now())
+
+    def leave(self, name: str) -> None:
+        """Strike a process from the list."""
+        self._database.run(_members.leave, name)
+
+    def members(self) -> Sequence[Member]:
+        """The processes that were heard of, without those that have left or are dead."""
+        return self._database.look(_members.living, self._me, self._now())
+
+    def holds(self) -> Sequence[Hold]:
+        """What the calls in flight hold; the earliest deadline first."""
+        return self._database.look(self._holds)
 
     def renew(self) -> None:
         """Move on the deadlines of this process's open holds."""
@@ -181,9 +224,12 @@ class SqliteStore:
         self._me = Holder.of_this_process()
         self._name = str(self._me)
         self._watchers.lock = threading.Lock()
-        self._poller = None
+        self._listeners.lock = threading.Lock()
+        self._poller = self._listener = None
         if self._watchers:
             self._start_polling()
+        if self._listeners:
+            self._start_listening()
 
     # --- inside a transaction ---------------------------------------------------------------------------------------
 
@@ -268,9 +314,8 @@ class SqliteStore:
         else:
             db.execute("DELETE FROM isolations WHERE subject = ?", (subject,))
         db.execute("UPDATE control SET epoch = epoch + 1")
-        (epoch,) = db.execute("SELECT epoch FROM control").fetchone()
         self._rows.forget()
-        return int(epoch)
+        return _epoch(db)
 
     def _charge_lost(self, db: sqlite3.Connection, dead: Sequence[str]) -> int:
         dead = dead[:_BATCH]
@@ -296,6 +341,14 @@ class SqliteStore:
         now = self._now()
         self._rows.look(db)
         return [(LimitRow(row.key, subject, limit), Balance.of(row, now)) for subject, limit, row in self._rows.all(db)]
+
+    def _holds(self, db: sqlite3.Connection) -> list[Hold]:
+        self._rows.look(db)
+        holds = []
+        for call, holder, deadline in db.execute("SELECT id, holder, deadline FROM holds ORDER BY deadline, id").fetchall():
+            charges = tuple(Charge(item.row.key, item.held) for item in self._items(db, call) or ())
+            holds.append(Hold(call, holder, charges, deadline))
+        return holds
 
     def _items(self, db: sqlite3.Connection, id: str) -> list[Item] | None:
         """What a call holds, of rows that are still known; None when the id is not open."""
@@ -357,6 +410,41 @@ class SqliteStore:
             if version != seen:
                 seen = version
                 self._watchers.announce()
+
+    def _start_listening(self) -> None:
+        with self._listeners.lock:
+            if self._listener is None or not self._listener.is_alive():
+                self._listener = threading.Thread(target=self._listen, name="agentguard-store-isolations", daemon=True)
+                self._listener.start()
+
+    def _listen(self) -> None:
+        """Tell the listeners of isolations by other processes, until nobody listens. The first look counts as a change."""
+        bell = Bell(self._database.path)
+        seen: object = None
+        epoch = -1
+        while True:
+            has_rung = bell.wait(_LISTEN_SECONDS)
+            with self._listeners.lock:
+                if not self._listeners:
+                    self._listener = None
+                    bell.close()
+                    return
+            version = self._database.version()
+            if version == seen and not has_rung:
+                continue
+            seen = version
+            try:
+                known, epoch = epoch, self.epoch()
+            except StoreUnavailable:  # no decision is made meanwhile; the next look finds what there is
+                seen = None
+                continue
+            if epoch != known:
+                self._listeners.announce()
+
+
+def _epoch(db: sqlite3.Connection) -> int:
+    (epoch,) = db.execute("SELECT epoch FROM control").fetchone()
+    return int(epoch)
 
 
 def _look(db: sqlite3.Connection) -> None:

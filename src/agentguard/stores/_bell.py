@@ -1,0 +1,72 @@
+"""A bell that the processes of a host ring for each other: a named pipe for each who listens.
+
+To wait for it costs nothing, and to hear it takes as long as to wake a thread. It carries no message: whoever hears it looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import time
+from pathlib import Path
+
+
+class Bell:
+    """One process's bell beside a shared file. Where there are no named pipes (Windows) it never rings, and `wait` only waits.
+
+    Args:
+        path: The shared file. The bells of all processes are beside it, as `<file>.bell-...`, each for its owner only.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = f"{path}.bell-{os.getpid()}-{os.urandom(4).hex()}"
+        self._descriptor: int | None = None
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it rings, at most so long. Whether it did. A pipe that was removed is made anew, and counts as rung."""
+        if not hasattr(os, "mkfifo"):
+            time.sleep(seconds)
+            return False
+        if self._descriptor is None or not os.path.exists(self._path):  # noqa: PTH110 - a third of the cost of a Path's
+            return self._hang(seconds)
+        ready, _, _ = select.select([self._descriptor], [], [], seconds)
+        if ready:
+            os.read(self._descriptor, 4096)
+        return bool(ready)
+
+    def close(self) -> None:
+        """Take it down."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)  # noqa: PTH108 - as above
+
+    def _hang(self, seconds: float) -> bool:
+        self.close()
+        try:
+            os.mkfifo(self._path, 0o600)
+            # For writing too: a pipe that nobody else has open would be at its end, and never wait.
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_NONBLOCK)
+        except OSError:  # a folder that we may not write to, or a file system without pipes: the caller looks by itself
+            time.sleep(seconds)
+            return False
+        return True
+
+
+def ring(path: str) -> None:
+    """Ring the bells of all processes that listen beside a shared file; those of dead processes are taken away."""
+    shared = Path(path)
+    for bell in shared.parent.glob(f"{shared.name}.bell-*"):
+        try:
+            descriptor = os.open(bell, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nobody has it open
+                with contextlib.suppress(OSError):
+                    bell.unlink()
+            continue
+        with contextlib.suppress(BlockingIOError):  # it is full of rings already
+            os.write(descriptor, b"\0")
+        os.close(descriptor)
