@@ -13,7 +13,7 @@ import builtins
 import ftplib
 import http.client
 import http.server
-import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -506,6 +506,12 @@ def outcome(attempt) -> dict[str, object]:
         return {"error": f"{type(error).__name__}: {error}"[:300]}
 
 
+def played(attempts: dict[str, object]) -> dict[str, object]:
+    """The attempts whose library is installed."""
+    has_uvloop = importlib.util.find_spec("uvloop") is not None
+    return {name: attempt for name, attempt in attempts.items() if has_uvloop or "uvloop" not in name}
+
+
 def tried(folder: Path, attempts: dict[str, object]) -> dict[str, dict[str, object]]:
     """Each attempt, with what the servers received of it."""
     facts = {}
@@ -532,7 +538,7 @@ def main(folder: Path, mode: str) -> None:
     events = []
     if mode == "guarded":
         agentguard.instrument(agentguard.Policy.from_mapping(POLICY), agent="bot", store="memory://", observers=[events.append])
-    facts = {"legitimate": tried(folder, legitimate_ways(folder)), "out": tried(folder, ways_out(folder))}
+    facts = {"legitimate": tried(folder, played(legitimate_ways(folder))), "out": tried(folder, played(ways_out(folder)))}
     if mode == "guarded":
         agentguard.current_guard().flush()
         agentguard.uninstrument()

@@ -166,6 +166,8 @@ class Net:
         asking = self._asking()
         if asking is None:
             return
+        with suppress(HostError):
+            address = canonical(address)
         names = self.pins.names_of(address)
         call = HTTPCall("CONNECT", Target("tcp" if is_stream else "udp", min(names, default=address), port, "/"))
         refusal = self._isolation(asking, call)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -12,21 +11,18 @@ from agentguard.context import CALLER, OWN_TRAFFIC
 from agentguard.core.call import HTTPCall, LLMCall, Target, ToolCall
 from agentguard.errors import Denied
 from agentguard.events import Attempt, CallDenied
-from agentguard.guard import denial
 from agentguard.integrations._decoding import can_undo, decoder
 from agentguard.metering import Meter
 from agentguard.policy.model import Mode
+from agentguard.refusing import refuse, sdk_error_bases
 from agentguard.wire import could_be, provider_of, recognise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from agentguard.core.call import Call
-    from agentguard.core.decision import Decision
     from agentguard.guard import Guard
     from agentguard.wire import Family
-
-_SDK_ERRORS = (("openai", "OpenAIError"), ("anthropic", "AnthropicError"), ("groq", "GroqError"), ("together", "TogetherError"))
 
 _NEVER_SENT = frozenset(
     {
@@ -39,19 +35,6 @@ _NEVER_SENT = frozenset(
 
 _JUDGED: ContextVar[tuple[Admission | None, frozenset[Target]]] = ContextVar("agentguard_judged", default=(None, frozenset()))
 """The call whose request is being sent in this context, and which of its targets a seam above has judged."""
-
-
-def sdk_error_bases() -> tuple[type, ...]:
-    """The base errors of the SDKs that are imported. A denial that is raised below one has them as bases, so that it passes
-    through: anthropic 2.12 retries any foreign exception three times and shows it as a connection error."""  # noqa: D205, D209
-    return tuple(
-        getattr(module, name) for library, name in _SDK_ERRORS if (module := sys.modules.get(library)) and hasattr(module, name)
-    )
-
-
-def refuse(decision: Decision, call: Call | None) -> Exception:
-    """The exception for a denial below an SDK."""
-    return denial(decision, call, sdk_error_bases())
 
 
 class Reading(NamedTuple):
