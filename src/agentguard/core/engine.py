@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Union, cast
 
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import ALLOW, Decision, Facts, Reason, deny
+from agentguard.core.isolation import read_word
 from agentguard.core.limits import AMOUNTS, RefusalKind, Refused, charges_of
 from agentguard.core.pricing import affordable_output, bound_nanos, price_of
 from agentguard.core.wording import amount_text, cut_sentence, refusal_sentence, who
@@ -129,13 +130,13 @@ def admission(
     Returns:
         The decision, with what was reserved.
     """
-    boundary = _refused_by_isolation(call, caller, rights, isolated) if isolated else None
+    boundary = refused_by_isolation(call, caller, rights, isolated) if isolated else None
     boundary = boundary or rights.refuses(call, caller)
     if boundary is not None and not reports:
         return Outcome(boundary)
     account = rights.account(call, caller)
     rows = account.rows
-    subjects = rights.subjects(caller)
+    subjects = rights.subjects(caller, is_llm=isinstance(call, LLMCall))
     while True:
         estimate = NO_ESTIMATE
         if isinstance(call, LLMCall):
@@ -159,9 +160,13 @@ def admission(
         return Outcome(boundary or refusal_of(refusal, call, caller, rows), estimate, rows, charges)
 
 
-def _refused_by_isolation(call: Call, caller: Caller, rights: Rights, isolated: Collection[str]) -> Decision | None:
-    subject = next((one for one in rights.subjects(caller) if one in isolated), None)
-    return None if subject is None else refusal_of(Refused(RefusalKind.ISOLATED, subject), call, caller, ())
+def refused_by_isolation(
+    call: Call, caller: Caller, rights: Rights, isolated: Collection[str], *, is_cut: bool = False
+) -> Decision | None:
+    """Judge a call, or with `is_cut` the rest of it, against the subjects that are isolated. None when it may go."""
+    subjects = rights.subjects(caller, is_llm=isinstance(call, LLMCall))
+    subject = next((one for one in subjects if one in isolated), None)
+    return None if subject is None else refusal_of(Refused(RefusalKind.ISOLATED, subject), call, caller, (), is_cut=is_cut)
 
 
 def _charges(call: Call, account: Account, estimate: Estimate) -> tuple[Charge, ...]:
@@ -267,10 +272,7 @@ def over_call_limit(limit: Limit, tokens: int, nanos: int, call: Call, caller: C
 def refusal_of(refused: Refused, call: Call, caller: Caller, rows: Sequence[LimitRow], *, is_cut: bool = False) -> Decision:
     """Put a store's refusal into words: of a call, or of the rest of a stream."""
     if refused.kind is RefusalKind.ISOLATED:
-        sentence = f"{refused.row} is isolated: {call.name!r} was not sent."
-        return deny(
-            Reason.ISOLATED, Rule("isolation"), sentence, f"An operator restores it with `agentguard restore {refused.row}`."
-        )
+        return _isolated(refused.row, call, is_cut=is_cut)
     row = next((row for row in rows if row.key == refused.row), None)
     if row is None or refused.kind is RefusalKind.UNREGISTERED:
         sentence = (
@@ -282,6 +284,13 @@ def refusal_of(refused: Refused, call: Call, caller: Caller, rows: Sequence[Limi
     reason = Reason.RATE if limit.is_rate else Reason.BUDGET
     sentence = (cut_sentence if is_cut else refusal_sentence)(refused, row, call, caller)
     return deny(reason, limit.rule, sentence, _remedy(limit), facts)
+
+
+def _isolated(word: str, call: Call, *, is_cut: bool) -> Decision:
+    subject, mode = read_word(word) or (word, "")
+    stopped = f"the answer of {call.name!r} is withheld" if is_cut else f"{call.name!r} was not sent"
+    sentence = f"{subject} is isolated{'' if subject == word else f' ({mode})'}: {stopped}."
+    return deny(Reason.ISOLATED, Rule("isolation"), sentence, f"An operator restores it with `agentguard restore {subject}`.")
 
 
 def _remedy(limit: Limit) -> str:

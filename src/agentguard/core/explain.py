@@ -71,7 +71,7 @@ def explain(
         counted: What the ledger says, by row; None: limits are listed without it.
     """
     return [
-        *_isolations(caller, rights, isolated),
+        *_isolations(call, caller, rights, isolated),
         *_tools(call, rights),
         *_models(call, rights),
         *_hosts(call, rights),
@@ -80,8 +80,8 @@ def explain(
     ]
 
 
-def _isolations(caller: Caller, rights: Rights, isolated: Collection[str]) -> Iterator[RuleTrace]:
-    for subject in rights.subjects(caller):
+def _isolations(call: Call, caller: Caller, rights: Rights, isolated: Collection[str]) -> Iterator[RuleTrace]:
+    for subject in rights.subjects(caller, is_llm=isinstance(call, LLMCall)):
         if subject in isolated:
             yield RuleTrace("", Rule("isolation"), subject, Effect.DENY, True, "an operator has stopped it")
 

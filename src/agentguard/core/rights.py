@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import Reason, deny
+from agentguard.core.isolation import llm_words
 from agentguard.core.limits import AMOUNTS, LimitRow
 from agentguard.core.wording import who
 from agentguard.policy.hosts import HostError, HostPattern, HostRules
@@ -63,7 +64,7 @@ class Rights:
         )
         counted = {limit.per for limit in self._limits()}
         self._counted = tuple(per in counted for per in (Per.MODEL, Per.SESSION, Per.INTERACTION, Per.USER))
-        self._subjects: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._subjects: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]] | None = None
         self.call_limits: tuple[Limit, ...] = tuple(limit for limit in self._limits() if limit.per is Per.CALL)
 
     def refuses(self, call: Call, caller: Caller) -> Decision | None:
@@ -123,16 +124,18 @@ class Rights:
         charged = tuple((row.key, _PLACES[row.limit.unit]) for row in rows)
         return Account(rows, charged, amounts, bounding, money)
 
-    def subjects(self, caller: Caller) -> tuple[str, ...]:
-        """Everything that an isolation of would stop this caller."""
+    def subjects(self, caller: Caller, *, is_llm: bool = False) -> tuple[str, ...]:
+        """Everything that an isolation of would stop this caller; with `is_llm`, in an LLM call."""
         subjects = self._subjects
         if subjects is None or subjects[0] != caller.agents:
             names = [f"agent:{name}" for name in (*(agent.name for agent in self.agents), *caller.agents)]
-            subjects = self._subjects = (caller.agents, ("fleet", *dict.fromkeys(names)))
+            all_calls = ("fleet", *dict.fromkeys(names))
+            subjects = self._subjects = (caller.agents, all_calls, (*all_calls, *llm_words(all_calls)))
+        of_agents = subjects[2] if is_llm else subjects[1]
         if caller.session is None and caller.user is None:
-            return subjects[1]
+            return of_agents
         session = (f"session:{caller.session}",) if caller.session else ()
-        return (*subjects[1], *session, f"user:{caller.user}") if caller.user else (*subjects[1], *session)
+        return (*of_agents, *session, f"user:{caller.user}") if caller.user else (*of_agents, *session)
 
     def _limits(self) -> Iterator[Limit]:
         for agent in self.agents:

@@ -76,7 +76,7 @@ class Isolation(NamedTuple):
     """An isolated subject, and who isolated it, why and when (Unix time).
 
     To a store a subject is a word: it refuses every request that names it among its `subjects`. What the words mean is said in
-    `agentguard.isolating`: `agent:a` stops every call of the agent, `llm@agent:a` its LLM calls, `key:k` the uses of a key.
+    `agentguard.core.isolation`: `agent:a` stops every call of the agent, `llm@agent:a` its LLM calls, `key:k` the uses of a key.
     """
 
     subject: str
@@ -251,7 +251,7 @@ class Account(NamedTuple):
     share: int = 1
 
 
-class Leased(NamedTuple):
+class Accounted(NamedTuple):
     """The answer to an account. `calls`: how many calls the slice grew by, which may be none. `crossed`: soft steps passed."""
 
     calls: int
@@ -261,14 +261,14 @@ class Leased(NamedTuple):
 class Leasable(Store, Protocol):
     """A store that gives out slices. A slice is a hold like that of a call: it is renewed, and charged when its holder dies."""
 
-    def lease(self, account: Account) -> Leased | Refused:
+    def lease(self, account: Account) -> Accounted | Refused:
         """Take the account of a slice, and let it grow: both in one step, so that what is kept is never anybody else's.
 
         A slice that is not open begins when nothing is used and kept. It ends when nothing is kept and it did not grow.
         It does not grow once the window of any of its rows is over: what is taken later belongs to a slice of its own.
 
         Returns:
-            Leased when the account was taken, whether or not the slice grew. Refused (UNREGISTERED, nothing changed) when a
+            Accounted when the account was taken, whether or not the slice grew. Refused (UNREGISTERED, nothing changed) when a
             slice that uses or keeps something is not open, for it was swept or lost; or when a row of `call` is not known.
         """
 
