@@ -120,6 +120,8 @@ def test_a_tool_runs_as_itself(guard):
     assert current_caller().tool is None
     [ended] = told(one, ScopeEnded)
     assert (ended.kind, ended.name, ended.error, ended.caller.tool) == ("execute_tool", "search", "", "search")
+    assert ended.caller.agent == one.home_agent
+
 
 
 def test_a_coroutine_runs_as_itself(guard):

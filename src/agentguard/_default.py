@@ -183,6 +183,7 @@ def _build(
     is_held = _hold_egress(guard, egress)
     close_record = _keep_record(guard)
     close_telemetry = _telemetry(guard)
+    guard.tell(guard.loaded)  # when the guard was made, none of these observers was there
     stop_telling = _tell_kernel_refusals(guard) if is_held else None
     net, below = _egress(is_held=is_held)
     seams = _seams(guard, only)

@@ -42,9 +42,10 @@ class _Run:
         self._caller = caller
         self._admitted = admitted
         self._guard = guard = find_guard()
+        self._told_as = guard.identified(caller) if guard else caller
         self._started = guard.clock.time() if guard else 0.0
         self._spans = guard.spans if guard else None
-        self._span = self._spans.begin(kind, name, call, caller) if self._spans else None
+        self._span = self._spans.begin(kind, name, call, self._told_as) if self._spans else None
 
     def __enter__(self) -> None:
         self._token: Token[Caller] = CALLER.set(self._caller)
@@ -63,7 +64,7 @@ class _Run:
         if self._guard is not None:
             name = "" if error is None else type(error).__name__
             self._guard.tell(
-                ScopeEnded(self._guard.clock.time(), self._kind, self._name, self._caller, self._started, name, self._span)
+                ScopeEnded(self._guard.clock.time(), self._kind, self._name, self._told_as, self._started, name, self._span)
             )
 
 

@@ -184,7 +184,9 @@ class Guard:
                 [Problem(policy.path or "policy", 0, 0, "agents", f"agent {self._agent!r} is not among {named}")],
             )
         self.in_force: InForce = InForce(policy, self._agent, self._unnamed_session)
-        self.tell(PolicyLoaded(self.clock.time(), policy.path, digest, policy.mode, tuple(agent.name for agent in policy.agents)))
+        agents = tuple(agent.name for agent in policy.agents)
+        self.loaded: PolicyLoaded = PolicyLoaded(self.clock.time(), policy.path, digest, policy.mode, agents)
+        self.tell(self.loaded)
 
     @property
     def policy(self) -> Policy:

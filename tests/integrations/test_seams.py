@@ -17,7 +17,7 @@ from wrapt import wrap_function_wrapper
 
 import agentguard
 from agentguard import BudgetExceeded, Guard, Policy, SeamError
-from agentguard.events import CallAdmitted, CallSettled, SeamChanged
+from agentguard.events import CallAdmitted, CallSettled, PolicyLoaded, SeamChanged
 from agentguard.integrations._seam import Hook, Integration, Seam, Seams, version_of
 from agentguard.integrations.registry import integrations
 
@@ -76,6 +76,13 @@ def spent(instrumentation):
 
 
 # --- on ----------------------------------------------------------------------------------------------------------------
+
+
+def test_every_observer_is_told_of_the_policy_that_is_in_force(instrument, events, policy):
+    instrument().guard.flush()
+
+    [loaded] = [event for event in events if isinstance(event, PolicyLoaded)]
+    assert loaded.agents == tuple(agent.name for agent in policy.agents)
 
 
 def test_status_lists_every_seam_of_an_installed_library(instrument):
