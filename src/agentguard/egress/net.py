@@ -19,6 +19,7 @@ from agentguard.core.call import HTTPCall, Target, ToolCall
 from agentguard.core.engine import refusal_of
 from agentguard.core.limits import RefusalKind, Refused
 from agentguard.egress.judging import Reach
+from agentguard.egress.resolver import is_dotted_quad
 from agentguard.egress.unix_sockets import own_folders, path_of
 from agentguard.events import CallDenied
 from agentguard.policy.hosts import HostError, Space, address_of, canonical, space_of
@@ -166,8 +167,9 @@ class Net:
         asking = self._asking()
         if asking is None:
             return
-        with suppress(HostError):
-            address = canonical(address)
+        if not is_dotted_quad(address):
+            with suppress(HostError):
+                address = canonical(address)
         names = self.pins.names_of(address)
         call = HTTPCall("CONNECT", Target("tcp" if is_stream else "udp", min(names, default=address), port, "/"))
         refusal = self._isolation(asking, call)

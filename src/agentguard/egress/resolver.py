@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 _SPECIAL = frozenset({"", "<broadcast>"})
 """What a socket takes for a host without a look-up."""
 
+_to_bytes = socket.inet_pton
+
 _INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
+
+
+def is_dotted_quad(text: str) -> bool:
+    """Whether a text is an IPv4 address in its one canonical spelling, which most addresses are."""
+    try:
+        _to_bytes(socket.AF_INET, text)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def queried(host: object) -> str | None:
@@ -40,7 +51,7 @@ def queried(host: object) -> str | None:
         name = text if text.isascii() else text.encode("idna").decode("ascii")
     else:
         return None
-    if name in _SPECIAL or ":" in name:
+    if name in _SPECIAL or ":" in name or is_dotted_quad(name):
         return None
     try:
         return None if address_of(canonical(name)) is not None else name
