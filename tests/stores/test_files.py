@@ -174,7 +174,7 @@ def test_a_schema_of_a_newer_agentguard_is_refused(path):
         db.execute("PRAGMA user_version = 99")
     db.close()
 
-    with pytest.raises(StoreUnavailable, match=r"written by a newer agentguard \(its version is 99, this one reads 2\)"):
+    with pytest.raises(StoreUnavailable, match=r"written by a newer agentguard \(its version is 99, this one reads 3\)"):
         SqliteStore(path)
 
 
@@ -280,6 +280,7 @@ def test_a_file_of_the_first_version_keeps_its_counters_and_gains_what_is_new(pa
         first.reserve(Reserve("1", (Charge(TOKENS.key, 5),)))
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute("DROP TABLE members")
+        db.execute("DROP TABLE recalls")
         db.execute("PRAGMA user_version = 1")
         db.commit()
 

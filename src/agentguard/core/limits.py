@@ -61,16 +61,26 @@ class Charge(NamedTuple):
 
 
 class Amounts(NamedTuple):
-    """What a call uses of the units that are settled: tokens and nano-USD."""
+    """What was used of the units that are settled: tokens and nano-USD; and calls, of a slice, which holds them for later.
+
+    A call itself is spent when it is admitted, so its own settlement names none.
+    """
 
     tokens: int = 0
     nanos: int = 0
+    calls: int = 0
 
     def of(self, unit: Unit) -> int:
-        """The amount in a unit. Calls are spent when they are admitted and concurrency is given back, so neither settles."""
-        if unit is Unit.TOKENS:
-            return self.tokens
-        return self.nanos if unit is Unit.USD else 0
+        """The amount in a unit. Concurrency is given back, so it never settles."""
+        match unit:
+            case Unit.TOKENS:
+                return self.tokens
+            case Unit.USD:
+                return self.nanos
+            case Unit.CALLS:
+                return self.calls
+            case _:
+                return 0
 
 
 class RefusalKind(StrEnum):
@@ -117,9 +127,9 @@ class Crossed(NamedTuple):
     amount: int
 
 
-_NOTHING = 2
-_SETTLES_AS = {Unit.TOKENS: 0, Unit.USD: 1, Unit.CONCURRENT_CALLS: _NOTHING, Unit.CALLS: _NOTHING}
-"""Where `give` finds what was used, in `(tokens, nanos, 0)`: calls are spent when admitted, concurrency is given back."""
+_NOTHING = 3
+_SETTLES_AS = {Unit.TOKENS: 0, Unit.USD: 1, Unit.CALLS: 2, Unit.CONCURRENT_CALLS: _NOTHING}
+"""Where `give` finds what was used, in `(tokens, nanos, calls, 0)`: concurrency is given back."""
 
 
 class State(NamedTuple):
@@ -145,7 +155,7 @@ class Row:
         start: Names the current window by the Unix time of its beginning.
         ends: Unix time at which `advance` has to move the window on.
         warned: The highest soft step that was told, in percent, and in `warned_in` the window in which it was.
-        is_held: Amounts are held until they settle. Calls are not: a call was made, whatever comes of it.
+        is_held: Amounts are held until they settle. Calls are not, except by a slice: a call was made, whatever comes of it.
         is_plain: Amounts are held, and in a window that does not slide: the case that is worth being fast.
     """
 
@@ -387,13 +397,16 @@ def _refusal(rows: Mapping[str, Row], charges: Sequence[Charge], now: float) -> 
     return first.get(RefusalKind.EXHAUSTED) or first[RefusalKind.CONTENDED]
 
 
-def take(rows: Iterable[Row], charges: Sequence[Charge], crossed: list[Crossed]) -> list[Item]:
-    """Charge the rows that `decide` has just named. Returns what is held; soft steps that were passed are added to `crossed`."""
+def take(rows: Iterable[Row], charges: Sequence[Charge], crossed: list[Crossed], *, holds_calls: bool = False) -> list[Item]:
+    """Charge the rows that `decide` has just named. Returns what is held; soft steps that were passed are added to `crossed`.
+
+    Calls are spent at once, unless they are held for calls yet to be made (`holds_calls`).
+    """
     items: list[Item] = []
     for row, (_, amount) in zip(rows, charges):  # noqa: B905 - `decide` gave a row for each charge; `strict` costs 0.2 us
         if row.is_plain:
             row.taken += amount
-        elif row.is_held:
+        elif row.is_held or holds_calls:
             row.add(0, amount, row.start)
         else:
             row.add(amount, 0, row.start)
@@ -419,9 +432,11 @@ def portion(rows: Iterable[Row], charges: Sequence[Charge]) -> tuple[Charge, ...
     return share if all(part.amount > 0 for part, charge in zip(share, charges, strict=True) if charge.amount) else ()
 
 
-def enlarge(rows: Iterable[Row], charges: Sequence[Charge], items: list[Item], crossed: list[Crossed]) -> None:
+def enlarge(
+    rows: Iterable[Row], charges: Sequence[Charge], items: list[Item], crossed: list[Crossed], *, holds_calls: bool = False
+) -> None:
     """Add to what a call holds. An amount taken after the window has moved on is held in the new window."""
-    for more in take(rows, charges, crossed):
+    for more in take(rows, charges, crossed, holds_calls=holds_calls):
         row, start, amount, _ = more
         place = max((place for place, item in enumerate(items) if item[0] is row), default=None)
         if place is None:
@@ -460,6 +475,44 @@ def charge(items: Iterable[Item]) -> None:
     """Settle a call that nobody will settle: tokens and money that it held are spent, its place among calls at once is free."""
     for row, start, held, _ in items:
         row.add(0 if row.settles_as == _NOTHING else held, -held, start)
+
+
+def calls_that_fit(rows: Iterable[Row], charges: Sequence[Charge], calls: int, share: int) -> int:
+    """How many calls like this one a slice may hold: at most `calls`, and no more of any row than one `share`-th of what is left.
+
+    So each slice leaves most to others, however many there are, and slices shrink as the limit comes near.
+    """
+    for row, (_, amount) in zip(rows, charges, strict=True):
+        if amount:
+            calls = min(calls, max(row.amount - row.taken, 0) // (share * amount))
+    return calls
+
+
+def spend(items: Iterable[Item], used: Amounts, keep: Mapping[str, int], now: float, crossed: list[Crossed]) -> list[Item]:
+    """Spend what was used of a slice, and go on holding of each row what is kept, each part in the window in which it was taken.
+
+    Returns what is held now. What was taken first is used first, and kept last.
+    """
+    used_in = (*used, 0)
+    unspent: dict[Row, int] = {}
+    unkept = dict(keep)
+    items = list(items)
+    for row, _, _, _ in items:
+        row.advance(now)
+        unspent[row] = used_in[row.settles_as]
+    kept: list[Item] = []
+    for row, start, held, continued in items:
+        spent = min(unspent[row], held) if continued else unspent[row]
+        rest = unkept.get(row.key, 0)
+        if continued:
+            rest = min(rest, held - spent)
+        unspent[row] -= spent
+        unkept[row.key] = unkept.get(row.key, 0) - rest
+        row.add(spent, rest - held, start)
+        kept.append(Item(row, start, rest, continued))
+        if row.spent >= row.warn_next:
+            _tell(row, crossed)
+    return kept
 
 
 def _tell(row: Row, crossed: list[Crossed]) -> None:

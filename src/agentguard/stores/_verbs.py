@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agentguard.core.limits import RefusalKind, Refused, decide, enlarge, portion, take
-from agentguard.stores.base import GRANTED, Granted
+from agentguard.core.limits import Charge, RefusalKind, Refused, calls_that_fit, decide, enlarge, portion, spend, take
+from agentguard.stores.base import GRANTED, Accounted, Granted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from agentguard.core.limits import Charge, Crossed, Item, Row
+    from agentguard.core.limits import Crossed, Item, Row
+    from agentguard.stores.base import Account
 
 
 def reserve(rows: Mapping[str, Row], charges: Sequence[Charge], now: float, force: bool) -> tuple[Granted | Refused, list[Item]]:
@@ -41,3 +42,26 @@ def extend(rows: Mapping[str, Row], charges: Sequence[Charge], items: list[Item]
     crossed: list[Crossed] = []
     enlarge(fitting.values(), granted, items, crossed)
     return Granted(granted, tuple(crossed))
+
+
+def lease(
+    rows: Mapping[str, Row], account: Account, items: list[Item] | None, now: float
+) -> tuple[Accounted | Refused, list[Item]]:
+    """Take the account of a slice that holds `items` (None: it is not open), and let it grow. Returns what it holds now."""
+    if items is None and (account.keep or any(account.used)):
+        return Refused(RefusalKind.UNREGISTERED, account.id), []
+    unknown = next((key for key, _ in account.call if key not in rows), None)
+    if unknown is not None:
+        return Refused(RefusalKind.UNREGISTERED, unknown), items or []
+    crossed: list[Crossed] = []
+    kept = spend(items or (), account.used, dict(account.keep), now, crossed)
+    growing = [rows[key] for key, _ in account.call]
+    for row in growing:
+        row.advance(now)
+    calls = calls_that_fit(growing, account.call, account.calls, account.share)
+    if any(row.start != start for row, start, _, _ in kept):
+        calls = 0
+    if calls:
+        more = [Charge(key, amount * calls) for key, amount in account.call]
+        enlarge(growing, more, kept, crossed, holds_calls=True)
+    return Accounted(calls, tuple(crossed)), kept

@@ -11,14 +11,25 @@ from typing import TYPE_CHECKING
 from agentguard.core.limits import Charge, RefusalKind, Refused, Row, charge, give
 from agentguard.stores import _verbs
 from agentguard.stores._fork import survive_forks
+from agentguard.stores._recalls import Recalls
 from agentguard.stores._watchers import Watchers
-from agentguard.stores.base import FORGET_MEMBER_SECONDS, NOT_SETTLED, SETTLED, Balance, Granted, Hold, Isolation, Settled
+from agentguard.stores.base import (
+    FORGET_MEMBER_SECONDS,
+    GRANTED,
+    NOT_SETTLED,
+    SETTLED,
+    Balance,
+    Granted,
+    Hold,
+    Isolation,
+    Settled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from agentguard.core.limits import Amounts, Crossed, Item, LimitRow
-    from agentguard.stores.base import Closeable, Member, Reserve, WallClock
+    from agentguard.stores.base import Account, Accounted, Closeable, Member, Reserve, WallClock
 
 _FORK_WAIT_SECONDS = 1.0
 """How long a fork waits for a verb to end. A verb takes microseconds: only a fork inside of one waits in vain."""
@@ -39,6 +50,7 @@ class MemoryStore:
         self._epoch = 0
         self._watchers = Watchers()
         self._listeners = Watchers()
+        self._recalls = Recalls()
         self._members: dict[str, Member] = {}
         self._is_at_rest = False
         survive_forks(self)
@@ -169,6 +181,29 @@ class MemoryStore:
                 for call, (_, items) in self._open.items()
             ]
 
+    def lease(self, account: Account) -> Accounted | Refused:
+        """Take the account of a slice, and let it grow."""
+        with self._lock:
+            _, items = self._open.get(account.id, (GRANTED, None))
+            answer, items = _verbs.lease(self._rows, account, items, self._now())
+            if isinstance(answer, Refused):
+                return answer
+            if account.keep or answer.calls:
+                self._open[account.id] = GRANTED, items
+            else:
+                self._open.pop(account.id, None)
+        if self._watchers:
+            self._watchers.announce()
+        return answer
+
+    def recall(self, keys: Sequence[str]) -> None:
+        """Ask whoever holds slices of rows to give them back: at once, in this thread."""
+        self._recalls.tell(keys)
+
+    def watch_recalls(self, on_recall: Callable[[Sequence[str]], None]) -> Closeable:
+        """Call `on_recall` when slices are asked for, in the thread that asks."""
+        return self._recalls.add(on_recall)
+
     def renew(self) -> None:
         """Holds of this process live as long as it does."""
 
@@ -193,6 +228,7 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._watchers.lock = threading.Lock()
         self._listeners.lock = threading.Lock()
+        self._recalls.lock = threading.Lock()
         self._members.clear()
         for _, items in self._open.values():
             charge(items)

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, TypeVar
 from agentguard.core.limits import Charge, Crossed, Item, LimitRow, RefusalKind, Refused, Row, charge, give
 from agentguard.errors import StoreUnavailable
 from agentguard.policy.model import Per
-from agentguard.stores import _members, _verbs
+from agentguard.stores import _members, _recalls, _verbs
 from agentguard.stores._bell import Bell, ring
 from agentguard.stores._database import Database, Schema
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._holder import Holder
+from agentguard.stores._recalls import Recalls
 from agentguard.stores._rows import KnownRows, marks
 from agentguard.stores._watchers import Watchers
 from agentguard.stores.base import GRANTED, NOT_SETTLED, SETTLED, Balance, Granted, Hold, Isolation, Settled
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from agentguard.core.limits import Amounts
-    from agentguard.stores.base import Closeable, Member, Reserve, WallClock
+    from agentguard.stores.base import Account, Accounted, Closeable, Member, Reserve, WallClock
 
 _A = TypeVar("_A")
 
@@ -54,7 +55,7 @@ _BATCH = 200
 
 _SCHEMA = Schema(
     application_id=0x41474C64,  # "AGLd", the ledger of agentguard
-    version=2,
+    version=3,
     statements=(
         "CREATE TABLE control (epoch INTEGER NOT NULL)",
         "INSERT INTO control VALUES (0)",
@@ -69,8 +70,9 @@ _SCHEMA = Schema(
             id TEXT PRIMARY KEY, holder TEXT NOT NULL, deadline REAL NOT NULL, items TEXT NOT NULL, answer TEXT) WITHOUT ROWID""",
         "CREATE TABLE isolations (subject TEXT PRIMARY KEY, by TEXT NOT NULL, why TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID",
         _members.TABLE,
+        _recalls.TABLE,
     ),
-    upgrades=((_members.TABLE,),),
+    upgrades=((_members.TABLE,), (_recalls.TABLE,)),
 )
 
 
@@ -98,6 +100,7 @@ class SqliteStore:
         self._watchers = Watchers()
         self._poller: threading.Thread | None = None
         self._listeners = Watchers()
+        self._wanted = Recalls()
         self._listener: threading.Thread | None = None
         self._database.run(_look)
         survive_forks(self)
@@ -188,6 +191,23 @@ class SqliteStore:
         """What the calls in flight hold; the earliest deadline first."""
         return self._database.look(self._holds)
 
+    def lease(self, account: Account) -> Accounted | Refused:
+        """Take the account of a slice, and let it grow."""
+        answer = self._database.run(self._lease, account)
+        self._watchers.announce()
+        return answer
+
+    def recall(self, keys: Sequence[str]) -> None:
+        """Ask whoever holds slices of rows to give back what no call holds."""
+        self._database.run(_recalls.write, keys)
+        ring(self._database.path)
+
+    def watch_recalls(self, on_recall: Callable[[Sequence[str]], None]) -> Closeable:
+        """Call `on_recall` when slices are asked for, by whatever process."""
+        watch = self._wanted.add(on_recall)
+        self._start_listening()
+        return watch
+
     def renew(self) -> None:
         """Move on the deadlines of this process's open holds."""
         deadline, holder = self._now() + HOLD_SECONDS, self._name
@@ -225,10 +245,11 @@ class SqliteStore:
         self._name = str(self._me)
         self._watchers.lock = threading.Lock()
         self._listeners.lock = threading.Lock()
+        self._wanted.lock = threading.Lock()
         self._poller = self._listener = None
         if self._watchers:
             self._start_polling()
-        if self._listeners:
+        if self._listeners or self._wanted:
             self._start_listening()
 
     # --- inside a transaction ---------------------------------------------------------------------------------------
@@ -307,6 +328,21 @@ class SqliteStore:
         self._write(db, {item[0] for item in items})
         db.execute("DELETE FROM holds WHERE id = ?", (id,))
         return Settled(True, tuple(crossed)) if crossed else SETTLED
+
+    def _lease(self, db: sqlite3.Connection, account: Account) -> Accounted | Refused:
+        self._rows.look(db)
+        items = self._items(db, account.id)
+        rows = self._rows.by_key(db, [key for key, _ in account.call])
+        answer, held = _verbs.lease(rows, account, items, self._now())
+        if isinstance(answer, Refused):
+            return answer
+        self._write(db, {row for row, _, _, _ in [*(items or ()), *held]} | set(rows.values()))
+        if account.keep or answer.calls:
+            hold = (account.id, self._name, self._now() + HOLD_SECONDS, _dump_items(held), None)
+            db.execute("INSERT OR REPLACE INTO holds VALUES (?, ?, ?, ?, ?)", hold)
+        else:
+            db.execute("DELETE FROM holds WHERE id = ?", (account.id,))
+        return answer
 
     def _isolate(self, db: sqlite3.Connection, subject: str, on: bool, by: str, why: str) -> int:
         if on:
@@ -418,14 +454,14 @@ class SqliteStore:
                 self._listener.start()
 
     def _listen(self) -> None:
-        """Tell the listeners of isolations by other processes, until nobody listens. The first look counts as a change."""
+        """Tell of isolations and recalls by other processes, until nobody listens. The first look counts as a change."""
         bell = Bell(self._database.path)
         seen: object = None
         epoch = -1
         while True:
             has_rung = bell.wait(_LISTEN_SECONDS)
             with self._listeners.lock:
-                if not self._listeners:
+                if not (self._listeners or self._wanted):
                     self._listener = None
                     bell.close()
                     return
@@ -435,11 +471,14 @@ class SqliteStore:
             seen = version
             try:
                 known, epoch = epoch, self.epoch()
+                wanted = self._database.look(self._wanted.news) if self._wanted else ()
             except StoreUnavailable:  # no decision is made meanwhile; the next look finds what there is
                 seen = None
                 continue
             if epoch != known:
                 self._listeners.announce()
+            if wanted:
+                self._wanted.tell(wanted)
 
 
 def _epoch(db: sqlite3.Connection) -> int:
