@@ -271,12 +271,7 @@ def _hold_egress(guard: Guard, egress: str | None) -> bool:
     from agentguard.egress.kernel.hold import chosen, hold
 
     try:
-        enforcement = chosen(guard.policy, egress)
-        if enforcement == "in_process":
-            return False
-        from agentguard.egress.kernel.activate import activate
-
-        return hold(guard.policy, enforcement, activate)
+        return hold(guard.policy, chosen(guard.policy, egress))
     except (EnforcementUnavailable, ValueError):
         guard.close()
         raise

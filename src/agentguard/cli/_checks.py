@@ -314,6 +314,13 @@ def _held(one: Held, policy: Policy) -> Line:
     return Line("finding", f"{what}: would be refused if it were made now: {one.verdict.why}", remedy)
 
 
+def _egress_enforcement(place: Place) -> Iterator[Line]:
+    from agentguard.egress.kernel.hold import outlook
+
+    found = outlook(place.policy)
+    yield Line("ok" if found.is_available else "note", found.text, found.remedy)
+
+
 # -------------------------------------------------------------------------------------------------- what is not guarded
 
 
@@ -343,6 +350,7 @@ CHECKS: tuple[tuple[str, Callable[[Place], Iterator[Line]]], ...] = (
     ("A call through each client", _canaries),
     ("State", _state),
     ("Telemetry", _telemetry),
+    ("Egress enforcement", _egress_enforcement),
     ("Connections held now", _connections),
     ("Not guarded", _unguarded),
     ("Next", _next),

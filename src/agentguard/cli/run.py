@@ -7,6 +7,7 @@ Python children are instrumented as they start, by a `sitecustomize` on PYTHONPA
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import shutil
@@ -23,7 +24,7 @@ from agentguard.cli._command import Command, policy_option, store_option
 from agentguard.policy.model import Mode, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
 _BOOTSTRAP = Path(__file__).parent / "bootstrap"
@@ -50,6 +51,13 @@ logger: logging.Logger = logging.getLogger("agentguard")
     help="Who enforces external_calls: the kernel, over every process that the program starts; this process alone; or the "
     "kernel where it can be had, which is the default.",
 )
+@click.option(
+    "--reload",
+    "reloads",
+    is_flag=True,
+    help="Under the kernel: adopt changes of the policy file, also those that open more. Keep the file where the program "
+    "cannot write it.",
+)
 @store_option
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="PROGRAM [ARGS]...")
 def run(
@@ -57,6 +65,7 @@ def run(
     agent: str | None,
     mode: str | None,
     egress: str | None,
+    reloads: bool,
     store_url: str | None,
     program: tuple[str, ...],
 ) -> NoReturn:
@@ -73,22 +82,23 @@ def run(
     if not argv:
         message = "name a program to run: a script, -m MODULE, or a command"
         raise click.UsageError(message)
+    hold = functools.partial(_hold, egress, reloads=reloads)
     _set_environment(policy_path, agent, mode, store_url)
     if argv[0] == "-m":
         if len(argv) == 1:
             message = "-m needs the name of a module"
             raise click.UsageError(message)
-        _hold(egress)
+        hold()
         _instrument()
         _run_module(argv[1], argv[2:])
     if argv[0].endswith(_SUFFIXES):
         if not Path(argv[0]).is_file():
             message = f"no such script: {argv[0]}"
             raise click.UsageError(message)
-        _hold(egress)
+        hold()
         _instrument()
         _run_script(argv[0], argv[1:])
-    _run_command(argv, egress)
+    _run_command(argv, hold)
 
 
 def _set_environment(policy_path: str | None, agent: str | None, mode: str | None, store_url: str | None) -> None:
@@ -111,21 +121,18 @@ def _other_entries(path: str) -> list[str]:
     return [entry for entry in path.split(os.pathsep) if entry and entry != str(_BOOTSTRAP)]
 
 
-def _hold(egress: str | None) -> None:
+def _hold(egress: str | None, *, reloads: bool) -> None:
     """Have the kernel hold the policy's boundary, if it is asked for: what goes on is a child of this process then."""
     from agentguard.cli._sources import find_policy_file, load_policy
-    from agentguard.egress.kernel.hold import chosen, hold
+    from agentguard.egress.kernel.hold import chosen, hold_program
 
     path = find_policy_file(None)
     policy = Policy(mode=Mode.REPORT) if path is None else load_policy(path.resolve())
     if mode := os.environ.get("AGENTGUARD_MODE"):
         policy = dataclasses.replace(policy, mode=Mode(mode))
     enforcement = chosen(policy, egress, default="auto")
-    is_held = False
-    if enforcement != "in_process" and sys.platform.startswith("linux"):
-        from agentguard.egress.kernel.activate import enter
-
-        is_held = hold(policy, enforcement, enter)
+    watched = str(path.resolve()) if reloads and path is not None else ""
+    is_held = hold_program(policy, enforcement, reload=watched)
     # Programs below instrument themselves: they neither try what could not be had, nor ask for more than was chosen here.
     os.environ["AGENTGUARD_EGRESS"] = enforcement if is_held else "in_process"
 
@@ -214,7 +221,7 @@ def _frames_of_program(found: TracebackType | None) -> TracebackType | None:
 # ------------------------------------------------------------------------------------------------------ another program
 
 
-def _run_command(argv: Sequence[str], egress: str | None) -> NoReturn:
+def _run_command(argv: Sequence[str], hold: Callable[[], None]) -> NoReturn:
     """Replace this process by the program; Windows, which cannot, waits for it."""
     found = shutil.which(argv[0])
     if found is None:
@@ -222,7 +229,7 @@ def _run_command(argv: Sequence[str], egress: str | None) -> NoReturn:
         raise click.UsageError(message)
     from agentguard.cli._banner import banner_of_command
 
-    _hold(egress)
+    hold()
     _announce(banner_of_command(argv[0], os.environ.get("AGENTGUARD_POLICY")))
     sys.stdout.flush()
     if os.name == "posix":

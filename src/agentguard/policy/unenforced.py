@@ -32,8 +32,6 @@ def _of_agent(agent: AgentPolicy, policy: Policy) -> Iterator[str]:
             yield f"{where}security.api_keys.scope: no resource binds {word!r}; it opens only tools that ask for it."
     if agent.api_keys.rotation_days is not None:
         yield f"{where}security.api_keys.rotation_days: the age of keys is not yet watched."
-    if agent.external_calls.enforcement != "in_process":
-        yield f"{where}external_calls.enforcement: hosts are enforced in process only, not by the kernel yet."
     if agent.external_calls.is_unwritten:
         yield f"{where}external_calls: no list of hosts is written; calls are observed, none is refused."
     if agent.monitoring.alert_on_anomaly:

@@ -77,8 +77,12 @@ def activate(boundary: Boundary) -> None:
         _hand_over(machine, boundary, ours, {"detached": True}, started)
 
 
-def enter(boundary: Boundary) -> None:
+def enter(boundary: Boundary, *, reload: str = "") -> None:
     """Go on as a child that the boundary is held around; the process that calls becomes the supervisor, and ends as the child.
+
+    Args:
+        boundary: What may be reached.
+        reload: A policy file whose changes the supervisor adopts, also those that widen; empty: none.
 
     Raises:
         EnforcementUnavailable: As in `activate`; raised in the child.
@@ -96,7 +100,7 @@ def enter(boundary: Boundary) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     with ours:
-        _hand_over(machine, boundary, ours, {"detached": False, "child": os.getpid()}, 0)
+        _hand_over(machine, boundary, ours, {"detached": False, "child": os.getpid(), "reload": reload}, 0)
 
 
 def _check(boundary: Boundary) -> Machine:

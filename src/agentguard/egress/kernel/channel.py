@@ -8,6 +8,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from agentguard.context import own_traffic
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -110,7 +112,8 @@ def _connect() -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(_SECONDS)
     try:
-        connection.connect(NAME)
+        with own_traffic():
+            connection.connect(NAME)
     except OSError as error:
         connection.close()
         raise NoSupervisor(error.errno, str(error)) from error

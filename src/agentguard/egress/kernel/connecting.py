@@ -11,6 +11,8 @@ import ctypes
 import errno
 import os
 import socket
+import struct
+import time
 from typing import TYPE_CHECKING
 
 from agentguard.egress.kernel import abi, sockaddr, tasks
@@ -31,6 +33,10 @@ CARRIED = {(int(socket.SOCK_STREAM), int(socket.IPPROTO_TCP)), (int(socket.SOCK_
 
 _UNDER_WAY = {0, errno.EINPROGRESS, errno.EALREADY, errno.EISCONN}
 _MOST_UNDELIVERED = 256
+_MOST_NEAR = 1024
+_NEAR_SECONDS = 0.002
+_BRIEFLY = struct.pack("@ll", 0, 1000)  # a timeval; the kernel rounds it up to its own tick
+_TIMEVAL_BYTES = len(_BRIEFLY)
 
 _connect = abi.libc.connect
 _connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
@@ -52,6 +58,7 @@ class Connecting:
         self._sockets = sockets
         self._invite = invite
         self._undelivered: dict[tuple[int, int], Answer] = {}
+        self._near: dict[bytes, None] = {}
 
     def __call__(self, notice: Notice) -> Outcome:
         """Make one call: `connect(descriptor, address, length)`."""
@@ -96,10 +103,27 @@ class Connecting:
         if taken.type == socket.SOCK_DGRAM and not self._gate.takes_datagrams(address):
             return Answer(errno.EACCES)  # not recorded: getaddrinfo connects one to every address that it sorts
         raw = self._gate.destination(address, taken.family, taken.type)
-        if taken.type == socket.SOCK_STREAM and os.get_blocking(taken.fileno()):
-            descriptor = taken.detach()
-            return lambda: self._as_first_told(notice, self._connect_and_close(descriptor, raw))
-        return self._as_first_told(notice, self._connect_to(taken.fileno(), raw))
+        if taken.type != socket.SOCK_STREAM or not os.get_blocking(taken.fileno()):
+            return self._as_first_told(notice, self._connect_to(taken.fileno(), raw))
+        if raw in self._near:
+            answer = _connected_briefly(taken, raw)
+            if answer.error != errno.EINPROGRESS:
+                if answer.error in _UNDER_WAY:
+                    self._sockets.let_go(taken.fileno())
+                return self._as_first_told(notice, answer)
+            self._near.pop(raw, None)
+        descriptor = taken.detach()
+        return lambda: self._as_first_told(notice, self._connect_at_leisure(descriptor, raw))
+
+    def _connect_at_leisure(self, descriptor: int, raw: bytes) -> Answer:
+        """Connect, however long it takes; who is near is connected to at once the next time."""
+        begun = time.monotonic()
+        answer = self._connect_and_close(descriptor, raw)
+        if time.monotonic() - begun < _NEAR_SECONDS:
+            if len(self._near) >= _MOST_NEAR:
+                self._near.pop(next(iter(self._near)), None)
+            self._near[raw] = None
+        return answer
 
     def _connect_abstract(self, notice: Notice, taken: _socket.socket, address: Address, raw: bytes) -> Outcome:
         if not isinstance(address, sockaddr.UnixAbstract):
@@ -146,3 +170,16 @@ class Connecting:
 
 def _connected(descriptor: int, raw: bytes) -> Answer:
     return Answer(ctypes.get_errno()) if _connect(descriptor, raw, len(raw)) < 0 else Answer()
+
+
+def _connected_briefly(taken: _socket.socket, raw: bytes) -> Answer:
+    """Connect a blocking socket, or give up for now with EINPROGRESS.
+
+    Whether it blocks is shared with the task, and so is its timeout; but the task itself waits for us meanwhile.
+    """
+    timeout = taken.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL_BYTES)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _BRIEFLY)
+    try:
+        return _connected(taken.fileno(), raw)
+    finally:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)

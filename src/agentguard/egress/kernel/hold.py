@@ -1,23 +1,22 @@
-"""What `enforcement` asks for, done: kernel, in process, or whichever of both can be had."""
+"""What `enforcement` asks for, done: kernel, in process, or whichever of both can be had. Imports on every system."""
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.egress.boundary import Boundary
-from agentguard.egress.kernel.install import CutOff
 from agentguard.egress.own import own_endpoints
 from agentguard.errors import EnforcementUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from agentguard.policy import Policy
 
 logger = logging.getLogger("agentguard")
 
+_NO_LINUX = f"it needs Linux, and this is {sys.platform}"
 CHOICES = ("in_process", "auto", "kernel")
 
 
@@ -35,26 +34,39 @@ def chosen(policy: Policy, egress: str | None, default: str = "in_process") -> s
     return named or max([default, *written], key=CHOICES.index)
 
 
-def hold(policy: Policy, enforcement: str, put_on: Callable[[Boundary], None]) -> bool:
-    """Hold the policy's boundary around this process as far as `enforcement` asks for it; whether it is held.
-
-    Args:
-        policy: What may be reached.
-        enforcement: `kernel`, `auto` or `in_process`.
-        put_on: `activate` or `enter`.
+def hold(policy: Policy, enforcement: str) -> bool:
+    """Hold the policy's boundary around this process, as far as `enforcement` asks for it; whether it is held.
 
     Raises:
         EnforcementUnavailable: `kernel` is asked for, and is not to be had.
     """
+    return _hold(policy, enforcement, is_program=False, reload="")
+
+
+def hold_program(policy: Policy, enforcement: str, *, reload: str = "") -> bool:
+    """The same for a program that this process is about to become: what goes on is a child, and this process its supervisor.
+
+    Args:
+        policy: What may be reached.
+        enforcement: `kernel`, `auto` or `in_process`.
+        reload: A policy file whose changes the supervisor adopts; empty: none.
+
+    Raises:
+        EnforcementUnavailable: As in `hold`.
+    """
+    return _hold(policy, enforcement, is_program=True, reload=reload)
+
+
+def _hold(policy: Policy, enforcement: str, *, is_program: bool, reload: str) -> bool:
     if enforcement == "in_process":
         return False
     boundary = Boundary.of(policy, own_endpoints(os.environ.get("AGENTGUARD_STORE") or policy.store))
     if enforcement == "auto" and (boundary.is_open or not boundary.is_enforced):
         return False  # nothing would be refused
     try:
-        put_on(boundary)
+        _put_on(boundary, is_program=is_program, reload=reload)
     except EnforcementUnavailable as error:
-        if enforcement == "kernel" or isinstance(error, CutOff):
+        if enforcement == "kernel" or is_cut_off(error):
             raise
         logger.warning(
             "agentguard: %s; egress is enforced in process only: native code and other programs pass. See `agentguard doctor`",
@@ -62,3 +74,57 @@ def hold(policy: Policy, enforcement: str, put_on: Callable[[Boundary], None]) -
         )
         return False
     return True
+
+
+def _put_on(boundary: Boundary, *, is_program: bool, reload: str) -> None:
+    if not sys.platform.startswith("linux"):
+        msg = f"kernel enforcement is not to be had: {_NO_LINUX}"
+        raise EnforcementUnavailable(msg)
+    from agentguard.egress.kernel.activate import activate, enter  # Linux alone has what they call
+
+    if is_program:
+        enter(boundary, reload=reload)
+    else:
+        activate(boundary)
+
+
+def is_cut_off(error: EnforcementUnavailable) -> bool:
+    """Whether it was too late to go back: the filter stands, and nothing connects."""
+    return type(error).__name__ == "CutOff"
+
+
+class Outlook(NamedTuple):
+    """Whether kernel enforcement can be had here, in words for `doctor`."""
+
+    is_available: bool
+    text: str
+    remedy: str = ""
+
+
+def outlook(policy: Policy | None) -> Outlook:
+    """What `enforcement: auto` would come to here, and why. Nothing is put on."""
+    reason = _NO_LINUX if not sys.platform.startswith("linux") else _reason()
+    if reason:
+        remedy = "Put a network policy around the program: native code and other programs pass what is enforced in process."
+        return Outlook(False, f"no kernel enforcement: {reason}; `auto` enforces in process only", remedy)
+    from agentguard.egress.kernel import landlock
+    from agentguard.egress.kernel.channel import NoSupervisor, ask_status
+
+    try:
+        status = ask_status()
+    except NoSupervisor:
+        pass
+    else:
+        return Outlook(True, f"held by the kernel: supervisor {status.supervisor}, log {status.log}")
+    if policy is not None and Boundary.of(policy).is_open:
+        lists = "Write external_calls.allowed_domains for every agent."
+        return Outlook(False, "kernel enforcement can be had, but an agent of the policy lists no hosts", lists)
+    is_shielded = landlock.version() >= landlock.SCOPED_SINCE
+    shield = "" if is_shielded else "; programs can kill the supervisor (no Landlock scopes here), and nothing connects then"
+    return Outlook(True, f"kernel enforcement can be had: `agentguard run` uses it{shield}")
+
+
+def _reason() -> str:
+    from agentguard.egress.kernel.activate import availability
+
+    return availability()

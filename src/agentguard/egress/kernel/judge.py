@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agentguard.egress.boundary import Boundary
     from agentguard.egress.pins import Pins
 
+_NO_NAMES: frozenset[str] = frozenset()
 _MOST_VERDICTS = 4096
 _MOST_BOUNDARIES = 64
 
@@ -72,7 +73,7 @@ class Judge:
 
     def names_of(self, ip: str) -> frozenset[str]:
         """The names that an address stands for."""
-        return self.pins.names_of(ip) | self._hosts.get(ip, frozenset())
+        return self.pins.names_of(ip) | self._hosts.get(ip, _NO_NAMES)
 
     def judge_name(self, name: str) -> Verdict:
         """Whether a name may be resolved."""

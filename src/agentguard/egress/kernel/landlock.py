@@ -9,7 +9,7 @@ import struct
 from agentguard.egress.kernel import abi
 
 _VERSION = 1  # the flag that asks for the version of the interface
-_SCOPED_SINCE = 6  # before, only with rules on files, which would forbid to move them between folders
+SCOPED_SINCE = 6  # before, only with rules on files, which would forbid to move them between folders
 _SCOPE_ABSTRACT_UNIX = 1
 _SCOPE_SIGNAL = 2
 
@@ -24,7 +24,7 @@ def version() -> int:
 
 def restrict_this_thread() -> bool:
     """Shield every process outside of what this thread and its children will be; False where Landlock is not to be had."""
-    if version() < _SCOPED_SINCE:
+    if version() < SCOPED_SINCE:
         return False
     attributes = struct.pack("QQQ", 0, 0, _SCOPE_ABSTRACT_UNIX | _SCOPE_SIGNAL)
     ruleset = abi.syscall("landlock_create_ruleset", ctypes.create_string_buffer(attributes, len(attributes)), len(attributes), 0)

@@ -55,6 +55,7 @@ class _Stand:
         self._control = Control(self._judge, {"supervisor": os.getpid(), "log": order["log"], "full": order["full"]})
         self._record = Record(order["log"], order["terminal"], self._control.tell)
         self._nameservers = read_nameservers()
+        self._reloads: str = order.get("reload", "")
         self._broker = Broker(self._judge, self._nameservers, self._refuse_name)
 
     def serve(self, listener: Listener, *, injects: bool) -> None:
@@ -73,6 +74,10 @@ class _Stand:
             **sockets.calls(),
         }
         by_number = {abi.NUMBERS[name]: call for name, call in calls.items()}
+        if self._reloads:
+            from agentguard.egress.kernel.reloading import Reloading  # and subprocess: only for who asks for it
+
+            Reloading(self._reloads, "enforce" if self._judge.is_enforced else "report", self._judge, self._record).start()
         Supervisor(listener, by_number, self._record, connecting.keep_undelivered).start()
 
     def _refuse_name(self, name: str, verdict: Verdict) -> None:

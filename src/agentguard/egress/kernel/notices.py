@@ -7,15 +7,17 @@ import errno
 import os
 import struct
 from collections.abc import Callable
+from fcntl import ioctl
 from typing import NamedTuple
 
 from agentguard.egress.kernel import abi
 
 _NOTICE = struct.Struct("=QIIiIQ6Q")
+_NO_NOTICE = bytes(_NOTICE.size)
+_REPLY = struct.Struct("=QqiI")
+_ID = struct.Struct("=Q")
+_ADDFD = struct.Struct("=QIIII")
 _GOES_ON = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
-
-_ioctl = abi.libc.ioctl
-_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
 
 class Notice(NamedTuple):
@@ -62,20 +64,29 @@ class Listener:
 
     def receive(self) -> Notice | None:
         """Wait for a call; None when its task was taken away before it was heard."""
-        buffer = ctypes.create_string_buffer(_NOTICE.size)
-        if _ioctl(self.descriptor, abi.SECCOMP_IOCTL_NOTIF_RECV, buffer) < 0:
+        try:
+            raw = ioctl(self.descriptor, abi.SECCOMP_IOCTL_NOTIF_RECV, _NO_NOTICE)
+        except OSError:
             return None
-        number, tid, _, call, _, _, *args = _NOTICE.unpack(buffer)
+        number, tid, _, call, _, _, *args = _NOTICE.unpack(raw)
         return Notice(number, tid, call, tuple(args))
 
     def is_waiting(self, notice: Notice) -> bool:
         """Whether the task still waits for this answer: what was taken from it by its number was really its own."""
-        return bool(_ioctl(self.descriptor, abi.SECCOMP_IOCTL_NOTIF_ID_VALID, struct.pack("=Q", notice.id)) == 0)
+        try:
+            ioctl(self.descriptor, abi.SECCOMP_IOCTL_NOTIF_ID_VALID, _ID.pack(notice.id))
+        except OSError:
+            return False
+        return True
 
     def answer(self, notice: Notice, answer: Answer) -> bool:
         """Let the call end, or go on. False: nobody waits for it any more."""
-        reply = struct.pack("=QqiI", notice.id, answer.value, -answer.error, _GOES_ON if answer.goes_on else 0)
-        return bool(_ioctl(self.descriptor, abi.SECCOMP_IOCTL_NOTIF_SEND, reply) == 0)
+        reply = _REPLY.pack(notice.id, answer.value, -answer.error, _GOES_ON if answer.goes_on else 0)
+        try:
+            ioctl(self.descriptor, abi.SECCOMP_IOCTL_NOTIF_SEND, reply)
+        except OSError:
+            return False
+        return True
 
     def give(self, notice: Notice, descriptor: int, *, closes_on_exec: bool) -> int:
         """Put a descriptor of ours into the task's table, and let the call end with its number there.
@@ -84,17 +95,20 @@ class Listener:
             OSError: Nobody waits for it any more, or the task's table is full.
         """
         flags = os.O_CLOEXEC if closes_on_exec else 0
-        given = _ioctl(
-            self.descriptor,
-            abi.SECCOMP_IOCTL_NOTIF_ADDFD,
-            struct.pack("=QIIII", notice.id, abi.SECCOMP_ADDFD_FLAG_SEND, descriptor, 0, flags),
-        )
+        given = self._add(notice, abi.SECCOMP_ADDFD_FLAG_SEND, descriptor, flags)
         if given < 0 and ctypes.get_errno() == errno.EINVAL:  # before Linux 5.14: in two steps
-            given = _ioctl(
-                self.descriptor, abi.SECCOMP_IOCTL_NOTIF_ADDFD, struct.pack("=QIIII", notice.id, 0, descriptor, 0, flags)
-            )
+            given = self._add(notice, 0, descriptor, flags)
             if given >= 0:
                 self.answer(notice, Answer(value=given))
         if given < 0:
             raise OSError(ctypes.get_errno(), "a descriptor could not be given")
-        return int(given)
+        return given
+
+    def _add(self, notice: Notice, how: int, descriptor: int, flags: int) -> int:
+        # Python's ioctl keeps the result of a call that is given bytes to itself.
+        given: int = _ioctl(self.descriptor, abi.SECCOMP_IOCTL_NOTIF_ADDFD, _ADDFD.pack(notice.id, how, descriptor, 0, flags))
+        return given
+
+
+_ioctl = abi.libc.ioctl
+_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_char_p)

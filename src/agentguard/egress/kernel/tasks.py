@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import threading
 
 from agentguard.egress.kernel import abi
 
@@ -17,7 +18,7 @@ class _Span(ctypes.Structure):
 
 
 _readv = abi.libc.process_vm_readv
-_readv.argtypes = (ctypes.c_int, ctypes.POINTER(_Span), ctypes.c_ulong, ctypes.POINTER(_Span), ctypes.c_ulong, ctypes.c_ulong)
+_readv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong)
 _readv.restype = ctypes.c_ssize_t
 _writev = abi.libc.process_vm_writev
 _writev.argtypes = _readv.argtypes
@@ -30,6 +31,20 @@ _getfd.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_uint)
 _getfd.restype = ctypes.c_long
 
 
+class _Window(threading.local):
+    """Where a thread reads other tasks' memory into: made once, because every connect needs it."""
+
+    def __init__(self) -> None:
+        self.buffer = ctypes.create_string_buffer(_WINDOW)
+        self.here = _Span(ctypes.addressof(self.buffer), _WINDOW)
+        self.there = _Span()
+        self.addresses = ctypes.addressof(self.here), ctypes.addressof(self.there)
+
+
+_WINDOW = 4096
+_window = _Window()
+
+
 def read_memory(tid: int, address: int, length: int) -> bytes:
     """What stands in a task's memory, read once.
 
@@ -38,14 +53,20 @@ def read_memory(tid: int, address: int, length: int) -> bytes:
     """
     if length <= 0:
         return b""
-    buffer = ctypes.create_string_buffer(length)
-    here = _Span(ctypes.addressof(buffer), length)
-    there = _Span(address, length)
-    done = _readv(tid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    if length > _WINDOW:
+        buffer = ctypes.create_string_buffer(length)
+        here, there = _Span(ctypes.addressof(buffer), length), _Span(address, length)
+        done = _readv(tid, ctypes.addressof(here), 1, ctypes.addressof(there), 1, 0)
+    else:
+        buffer = _window.buffer
+        _window.here.length = _window.there.length = length
+        _window.there.base = address
+        here_at, there_at = _window.addresses
+        done = _readv(tid, here_at, 1, there_at, 1, 0)
     if done != length:
         number = ctypes.get_errno() if done < 0 else errno.EFAULT
         raise OSError(number, f"reading the memory of task {tid}: {os.strerror(number)}")
-    return buffer.raw
+    return ctypes.string_at(buffer, length)
 
 
 def write_memory(tid: int, address: int, content: bytes) -> None:
@@ -57,7 +78,7 @@ def write_memory(tid: int, address: int, content: bytes) -> None:
     buffer = ctypes.create_string_buffer(content, len(content))
     here = _Span(ctypes.addressof(buffer), len(content))
     there = _Span(address, len(content))
-    if _writev(tid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0) != len(content):
+    if _writev(tid, ctypes.addressof(here), 1, ctypes.addressof(there), 1, 0) != len(content):
         raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
 
