@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import agentguard
 from agentguard import Denied, Guard, HTTPCall, LLMCall, Policy, Usage
-from agentguard.audit import EventLog, history, read_events, record_of
+from agentguard.audit import EventLog, read_events, record_of
+from agentguard.audit.past import history
 from agentguard.context import CALLER
 from agentguard.core.call import Target
 from agentguard.core.caller import Caller

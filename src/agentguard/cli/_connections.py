@@ -85,7 +85,8 @@ def _names(policy: Policy) -> Iterator[str]:
 
 
 def _recent() -> list[str]:
-    from agentguard.audit import history, read_events
+    from agentguard.audit import read_events
+    from agentguard.audit.past import history
     from agentguard.policy.hosts import address_of
 
     calls = history(read_events(events_directory(), time.time() - _RECENT_SECONDS)).calls

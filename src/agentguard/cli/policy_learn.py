@@ -58,7 +58,8 @@ def learn(
         agentguard policy learn --since 7d
         agentguard policy learn --since 7d --agent researcher --write
     """
-    from agentguard.audit import history, read_events
+    from agentguard.audit import read_events
+    from agentguard.audit.past import history
     from agentguard.policy.learn import learn as learning
 
     file = find_policy_file(policy_path)

@@ -34,7 +34,8 @@ def replay(file: str | None, since: float | None, agent: str | None, events: Pat
     \b
         agentguard policy replay draft.yaml --since 7d
     """
-    from agentguard.audit import history, read_events
+    from agentguard.audit import read_events
+    from agentguard.audit.past import history
     from agentguard.replay import replay as replaying
 
     policy = required_policy(file)
