@@ -20,9 +20,18 @@ from agentguard.asking import Asking
 from agentguard.context import CALLER
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import ALLOW, Decision, Reason
-from agentguard.core.engine import AwaitChange, Left, ReadRows, ReserveRows, admission, over_call_limit, refusal_of
+from agentguard.core.engine import (
+    AwaitChange,
+    Left,
+    ReadRows,
+    ReserveRows,
+    admission,
+    over_call_limit,
+    refusal_of,
+    refused_by_isolation,
+)
 from agentguard.core.estimate import Estimator
-from agentguard.core.explain import explain
+from agentguard.core.isolation import IsolationMode, agents_on_probation, subject_of
 from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused
 from agentguard.core.pricing import bound_nanos
 from agentguard.errors import (
@@ -48,14 +57,18 @@ from agentguard.events import (
     SubjectIsolated,
     ToolProposed,
 )
+from agentguard.fleet import isolate, restore
 from agentguard.in_force import InForce
+from agentguard.membership import Described, Membership
+from agentguard.policy.digest import digest_of
 from agentguard.policy.model import Mode, OnStoreDown, Unit
+from agentguard.policy.probation import on_probation
 from agentguard.stores.base import GRANTED, Granted, Reserve
 from agentguard.waiting import Changes
 from agentguard.worker import Worker, after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from agentguard.core.call import Call, Target
@@ -160,6 +173,9 @@ class Guard:
         self._worker = Worker(self._tick)
         self.spans: SpanObserver | None = None
         self.observe(*observers)
+        self.isolated: Mapping[str, Isolation] = {}
+        self._probation: frozenset[str] = frozenset()
+        self._membership = Membership(store, self._described, self._act_on, clock.time)
         self.adopt(policy)
         self.refresh_isolations()
         after_fork(self, Guard.restart)
@@ -183,10 +199,16 @@ class Guard:
                 policy.path or "policy",
                 [Problem(policy.path or "policy", 0, 0, "agents", f"agent {self._agent!r} is not among {named}")],
             )
-        self.in_force: InForce = InForce(policy, self._agent, self._unnamed_session)
+        self._adopted = policy
+        self._digest = ""
+        self._put_in_force()
         agents = tuple(agent.name for agent in policy.agents)
         self.loaded: PolicyLoaded = PolicyLoaded(self.clock.time(), policy.path, digest, policy.mode, agents)
         self.tell(self.loaded)
+
+    def _put_in_force(self) -> None:
+        """Compile the policy that was adopted, with the limits of agents on probation halved."""
+        self.in_force: InForce = InForce(on_probation(self._adopted, self._probation), self._agent, self._unnamed_session)
 
     @property
     def policy(self) -> Policy:
@@ -245,6 +267,8 @@ class Guard:
 
     def explain(self, call: Call, caller: Caller | None = None) -> Sequence[RuleTrace]:
         """Every rule that was looked at for a call, in order, with what it said."""
+        from agentguard.core.explain import explain
+
         who = self.identified(CALLER.get() if caller is None else caller)
         rights = self.rights(who)
         rows = rights.account(call, who).rows
@@ -321,7 +345,10 @@ class Guard:
             self._refuse(asked.id, call, caller, outcome.decision)
         admitted = Admission(self, asked.id, call, caller, asked.rights, outcome, asked.owner)
         self._open[asked.id] = admitted
-        self._worker.start()
+        if not self._membership.has_joined:
+            self.join()
+        if self.isolated:  # since it was admitted, perhaps: whoever isolates has not seen it among the open calls
+            self._cut_isolated(admitted)
         estimate = outcome.estimate
         if not isinstance(call, ToolCall):
             if self.spans is not None:
@@ -400,6 +427,19 @@ class Guard:
                 lambda done: done.cancelled() or done.exception() or done.result() or self.store.settle(request.id, _NOTHING)
             )
             raise
+
+    def withhold(self, admitted: Admission) -> None:
+        """Refuse the result of a call that was isolated while it was made. It is charged.
+
+        Raises:
+            AgentIsolated: Always.
+        """
+        decision = admitted.is_cut
+        assert decision is not None  # noqa: S101 - asked for by `Admission.finish` only
+        self.tell_denied(admitted, decision)
+        error = denial(decision, admitted.call)
+        admitted.settle_later(outcome="cut", error=type(error).__name__, decision=decision)
+        raise error
 
     def _granted(self, answer: Granted | Refused) -> Refused | None:
         if isinstance(answer, Refused):
@@ -589,30 +629,60 @@ class Guard:
 
     # --- isolation and the ledger -----------------------------------------------------------------------------------
 
-    def isolate(self, subject: str, *, by: str, why: str) -> None:
-        """Stop a subject (`agent:NAME`, `session:ID`, `user:ID`, `fleet`): its calls are refused, its streams are cut."""
-        self._set_isolation(subject, on=True, by=by, why=why)
+    def isolate(self, subject: str, *, by: str, why: str, mode: str = "block-all") -> None:
+        """Stop a subject everywhere: its calls are refused, its streams are closed, what is in flight is withheld.
 
-    def restore(self, subject: str, *, by: str, why: str = "") -> None:
-        """Let an isolated subject go on."""
-        self._set_isolation(subject, on=False, by=by, why=why)
-
-    def _set_isolation(self, subject: str, *, on: bool, by: str, why: str) -> None:
-        epoch = self.store.isolate(subject, on=on, by=by, why=why)
+        Args:
+            subject: `agent:NAME`, or NAME alone; `session:ID`, `user:ID`, `key:NAME`, `fleet`.
+            by: Who does it.
+            why: What for.
+            mode: `block-all`, or `llm-only`: of an agent or the fleet only the calls to models are stopped.
+        """
+        self.tell(isolate(self.store, subject_of(subject), IsolationMode(mode), by=by, why=why, now=self.clock.time()))
         self.refresh_isolations()
-        self.tell(SubjectIsolated(self.clock.time(), subject, on, by, why, epoch))
+
+    def restore(self, subject: str, *, by: str, why: str = "", probation_seconds: float = 0.0) -> None:
+        """Let an isolated subject go on; an agent with half of its limits for so long."""
+        self.tell(restore(self.store, subject_of(subject), by=by, why=why, now=self.clock.time(), probation=probation_seconds))
+        self.refresh_isolations()
 
     def refresh_isolations(self) -> None:
-        """Read who is isolated, and cut the open calls of those who are."""
-        self.isolated: dict[str, Isolation] = {isolation.subject: isolation for isolation in self.store.isolations()}
-        for admitted in list(self._open.values()):
-            subjects = admitted.rights.subjects(admitted.caller) if self.isolated else ()
-            isolated = next((subject for subject in subjects if subject in self.isolated), None)
-            admitted.is_cut = (
-                None
-                if isolated is None
-                else refusal_of(Refused(RefusalKind.ISOLATED, isolated), admitted.call, admitted.caller, ())
-            )
+        """Read who is isolated, and stop the open calls of those who are."""
+        self._membership.look()
+
+    def join(self) -> None:
+        """Be a member of the fleet from now on: hear of isolations as they are made, and be listed."""
+        self._membership.join()
+        self._worker.start()
+
+    def leave(self) -> None:
+        """Be listed no more: this process ends."""
+        self._membership.leave()
+
+    def _described(self) -> Described:
+        self._digest = self._digest or digest_of(self._adopted)
+        return Described(self.home_agent or "", self._digest, self._adopted.mode)
+
+    def _act_on(self, isolations: Mapping[str, Isolation]) -> None:
+        self.isolated = isolations
+        probation = agents_on_probation(isolations, self.clock.time()) if isolations else frozenset()
+        if probation != self._probation:
+            self._probation = probation
+            self._put_in_force()
+        if isolations:
+            calls = list(self._open.values())
+            for admitted in calls:
+                self._cut_isolated(admitted)
+            spared = {id(admitted.connection) for admitted in calls if admitted.is_cut is None}
+            for admitted in calls:
+                if admitted.is_cut is not None and id(admitted.connection) not in spared:
+                    admitted.hang_up()
+        self.changes.announce()
+
+    def _cut_isolated(self, admitted: Admission) -> None:
+        """Have the rest of an open call refused if it is a subject's that is isolated. It stays so when that is restored."""
+        if admitted.is_cut is None and admitted.is_open and not self.in_force.reports:
+            admitted.is_cut = refused_by_isolation(admitted.call, admitted.caller, admitted.rights, self.isolated, is_cut=True)
 
     @property
     def ledger(self) -> SettledLedger:
@@ -666,6 +736,7 @@ class Guard:
                 self._ended.put(one)
             self.store.sweep()
             self.refresh_isolations()
+            self._membership.beat_when_due(now)
             for chore in self._chores:
                 chore()
         if now - self._renewed >= _RENEW_SECONDS:
@@ -675,6 +746,7 @@ class Guard:
     def restart(self) -> None:
         """Begin anew in a forked child: the calls in flight are the parent's."""
         self._open.clear()
+        self._membership.restart()
         self._ended = queue.SimpleQueue()
         self._roomy = queue.SimpleQueue()
         self.changes = Changes(self.store)
@@ -686,6 +758,7 @@ class Guard:
             return
         self._is_closed = True
         self.settle_ended()
+        self.leave()
         self._worker.close()
         self.store.close()
 
@@ -738,9 +811,9 @@ def _ids() -> Iterator[str]:
 
 
 def _may_go_uncounted(ask: ReserveRows) -> bool:
-    """Whether every limit of a call says `on_store_down: open`."""
+    """Whether every limit of a call says `on_store_down: open`. A call without limits waits too: its agent may be isolated."""
     charged = {charge.row for charge in ask.charges}
-    return all(row.limit.on_store_down is OnStoreDown.OPEN for row in ask.rows if row.key in charged)
+    return bool(charged) and all(row.limit.on_store_down is OnStoreDown.OPEN for row in ask.rows if row.key in charged)
 
 
 def _left(row: LimitRow, balance: Balance | None) -> Left:
