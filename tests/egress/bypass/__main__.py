@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     parser.add_argument("--list", action="store_true", help="only say what there is")
     parser.add_argument("--table", metavar="FILE", help="run everything and write the page of results")
+    parser.add_argument("--kept", metavar="FOLDER", help="with --table: take results that are there, and keep new ones there")
     asked = parser.parse_args(arguments)
     if asked.list:
         load()
@@ -37,7 +38,8 @@ def main(arguments: list[str]) -> int:
     if asked.table:
         from report import write_table
 
-        write_table(Path(asked.table))
+        with TemporaryDirectory() as fresh:
+            write_table(Path(asked.table), Path(asked.kept or fresh))
         return 0
     if not stage.is_entered():
         stage.enter([str(Path(__file__).resolve().parent), *arguments])

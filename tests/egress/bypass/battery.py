@@ -68,12 +68,13 @@ class Battery:
         self.mode, self.uid, self.folder, self.servers = mode, uid, folder, servers
         self._numbers = count()
         self.complaints: list[str] = []
+        self._refusal = ""
 
-    def run(self, rows: Sequence[Attempt], kind: str = "attempts") -> list[Result]:
-        """All of them, each group in a process of its own."""
+    def run(self, rows: Sequence[Attempt], kind: str = "attempts", *, is_quick: bool = False) -> list[Result]:
+        """All of them, each group in a process of its own; quickly: all in one."""
         results = [Result(row.name, row.group, "n.a.", self._absent(row)) for row in rows if self._absent(row)]
         present = [row for row in rows if not self._absent(row)]
-        for batch in batches(present):
+        for batch in batches(present, is_quick=is_quick):
             results += self._run_batch(batch, kind)
         return results
 
@@ -85,12 +86,12 @@ class Battery:
         tokens = {row.name: world.new_token() for row in batch}
         facts: list[dict[str, Any]] = []
         left = list(batch)
+        self._refusal = ""
         while left:
             done = self._work(left, tokens, kind)
             facts += done
             started = [fact["start"] for fact in done if "start" in fact]
             if not started:
-                self.complaints.append(f"{self.mode}: the worker of {batch[0].group!r} did not start")
                 break
             left = [row for row in left if row.name not in started]
         time.sleep(SETTLE_SECONDS)
@@ -134,8 +135,16 @@ class Battery:
                     bystander.wait()
         facts = read(journal)
         if not facts:
-            self.complaints.append(Path(scratch, "output").read_text(encoding="utf-8", errors="replace")[-2000:])
+            self._note_refusal(Path(scratch, "output").read_text(encoding="utf-8", errors="replace"), rows)
         return facts
+
+    def _note_refusal(self, output: str, rows: list[Attempt]) -> None:
+        """A guard that cannot hold does not let the program start: that is told apart from a battery that is broken."""
+        told = [line for line in output.splitlines() if "EnforcementUnavailable" in line]
+        if told and self.mode != "none":
+            self._refusal = told[-1]
+        else:
+            self.complaints.append(f"{self.mode}: the worker of {rows[0].group!r} did not start: {output[-2000:]}")
 
     def _bystander(self, scratch: Path) -> subprocess.Popen[bytes]:
         """Somebody else's process of the same user, which the attempts find by a file."""
@@ -213,6 +222,9 @@ class Battery:
         for row in batch:
             end = ends.get(row.name, {"said": "ended or hung" if row.name in ran else "did not run", "ok": False})
             reached = tuple(dict.fromkeys(seen[row.name]))
+            if row.name not in ran and self._refusal:
+                yield Result(row.name, row.group, "n.a.", self._refusal)
+                continue
             if row.name not in ran:
                 outcome = "not run"
             elif kind == "controls":
@@ -227,14 +239,14 @@ def search_path() -> str:
     return os.pathsep.join(str(Path(entry).resolve()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry)
 
 
-def batches(rows: Sequence[Attempt]) -> Iterator[list[Attempt]]:
-    """Groups share a process, except for those that spoil it."""
+def batches(rows: Sequence[Attempt], *, is_quick: bool) -> Iterator[list[Attempt]]:
+    """A process for each group, or in a hurry one for all; those that spoil it have their own."""
     groups: dict[str, list[Attempt]] = {}
     for row in rows:
         if row.alone:
             yield [row]
         else:
-            groups.setdefault(row.group, []).append(row)
+            groups.setdefault("" if is_quick else row.group, []).append(row)
     yield from groups.values()
 
 
@@ -262,8 +274,8 @@ def play(mode: str, groups: Sequence[str], *, uid: int, folder: Path, only: Sequ
         rows, controls = ([row for row in some if row.name in only] for some in (rows, controls))
     with Servers(folder, services) as servers:
         battery = Battery(mode, uid, folder, servers)
-        results = battery.run(rows)
-        working = battery.run(controls, "controls")
+        results = battery.run(rows, is_quick=is_quick)
+        working = battery.run(controls, "controls", is_quick=is_quick)
     return {
         "mode": mode, "uid": uid, "machine": platform.machine(), "kernel": platform.release(),
         "attempts": [asdict(result) for result in results], "controls": [asdict(result) for result in working],

@@ -175,7 +175,7 @@ def openai_sdk_streaming(aim):
     assert asyncio.run(ask())
 
 
-@control("controls", "module:anthropic", quick=True)
+@control("controls", "module:anthropic")
 def anthropic_sdk(aim):
     import anthropic
 

@@ -43,7 +43,12 @@ def prepare(folder: Path) -> Path:
     _ip("route", "add", "224.0.0.0/4", "dev", "lo")
     for name, content in (("resolv.conf", RESOLV_CONF), ("hosts", HOSTS), ("nsswitch.conf", NSSWITCH)):
         _cover(folder, name, content)
-    for key, value in (("ipv4/ping_group_range", "0 2147483647"), ("ipv4/tcp_fastopen", "1027")):
+    # Unprivileged pings, Fast Open without a cookie, and packets written by hand that come from an address of our own.
+    settings = {
+        "ipv4/ping_group_range": "0 2147483647", "ipv4/tcp_fastopen": "1027", "ipv4/conf/all/rp_filter": "0",
+        "ipv4/conf/lo/rp_filter": "0", "ipv4/conf/lo/accept_local": "1",
+    }  # fmt: skip
+    for key, value in settings.items():
         with suppress(OSError):
             Path("/proc/sys/net", key).write_text(value, encoding="ascii")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "services", "/run"], check=True)

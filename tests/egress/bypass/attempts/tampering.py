@@ -494,5 +494,12 @@ def identity_dropped(aim):
     import threading
 
     done = threading.Event()
-    _thread.start_new_thread(lambda: (contextvars.Context().run(say, aim), done.set()), ())
+
+    def first():
+        try:
+            contextvars.Context().run(say, aim)
+        finally:
+            done.set()
+
+    _thread.start_new_thread(first, ())
     done.wait(3)
