@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,25 @@ def test_a_child_is_told_of_once_with_what_to_do(guarded):
     assert "'true'" in told[0]
     assert "`agentguard run`" in told[0]
     assert "`enforcement: kernel`" in told[0]
+
+
+def test_an_event_loop_starts_where_a_pair_of_sockets_is_a_connection():
+    program = """
+        import _socket
+        del _socket.socketpair  # as on Windows
+        import asyncio, socket
+        import agentguard
+        policy = {"agents": [{"name": "bot", "external_calls": {"allowed_domains": [], "blocked_domains": ["*"]}}]}
+        agentguard.instrument(agentguard.Policy.from_mapping(policy), store="memory://")
+        asyncio.run(asyncio.sleep(0))
+        listener = socket.create_server(("127.0.0.1", 0))
+        try:
+            socket.create_connection(listener.getsockname())
+        except agentguard.EgressDenied:
+            print("the rest of loopback is judged")
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert ran.stdout == "the rest of loopback is judged\n", ran.stderr

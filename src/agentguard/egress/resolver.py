@@ -11,6 +11,7 @@ import functools
 import socket
 from typing import TYPE_CHECKING, Any
 
+from agentguard.context import own_traffic
 from agentguard.policy.hosts import HostError, address_of, canonical
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class Resolver:
             self._place(module, "getnameinfo", self._getnameinfo)
         for method in ("connect", "connect_ex", "bind"):
             self._place(socket.socket, method, self._with_address_first)
+        if not hasattr(_socket, "socketpair"):  # Windows makes a pair by a connection to itself: every event loop has one
+            self._place(socket, "socketpair", self._socketpair)
         self._place(socket.socket, "sendto", self._with_address_last)
         self._place(socket.socket, "sendmsg", self._with_address_fourth)
 
@@ -154,6 +157,10 @@ class Resolver:
         if not flags & socket.NI_NUMERICHOST:
             self._net.judge_reverse_lookup(_text(sockaddr[0]))
         return inner(sockaddr, flags)
+
+    def _socketpair(self, inner: Function, *args: Any, **kwargs: Any) -> Any:
+        with own_traffic():
+            return inner(*args, **kwargs)
 
     # --- methods of sockets -----------------------------------------------------------------------------------------
 
