@@ -160,13 +160,10 @@ def test_a_stopped_supervisor_makes_connects_wait_and_none_passes(program, serve
 activate(Boundary.of(POLICY))
 say(supervisor=channel.ask_status().supervisor)
 input()
-heard = []
-signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
-signal.setitimer(signal.ITIMER_REAL, 0.3)
 begun = time.monotonic()
 one = socket.socket()
 one.connect(("127.0.0.1", PORT))
-say(waited=time.monotonic() - begun, heard=heard, other=connect(OTHER))
+say(waited=time.monotonic() - begun, other=connect(OTHER))
 """
     )
 
@@ -175,7 +172,6 @@ say(waited=time.monotonic() - begun, heard=heard, other=connect(OTHER))
     said, _ = answer_of(process, answer="go")
 
     assert said["waited"] > 0.9
-    assert said["heard"] == [1]  # a signal is handled meanwhile
     assert said["other"] == "EACCES"
     assert servers[1].count == 0
 

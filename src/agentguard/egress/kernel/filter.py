@@ -106,7 +106,7 @@ def _judge_socket(program: Program, *, is_full: bool, makes_datagrams: bool, mad
     program.if_equal(socket.AF_UNIX, then="unix")
     program.if_equal(socket.AF_NETLINK, otherwise="EAFNOSUPPORT")
     program.load_argument(2)
-    program.if_equal(0, then="allow", otherwise="EPROTONOSUPPORT")  # NETLINK_ROUTE: what getaddrinfo and getifaddrs ask
+    program.if_equal(0, then=made, otherwise="EPROTONOSUPPORT")  # NETLINK_ROUTE: what getaddrinfo and getifaddrs ask
 
     program.label("inet")
     program.load_argument(1)

@@ -7,11 +7,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from agentguard.egress.boundary import Boundary
-from agentguard.egress.own import own_endpoints
-from agentguard.errors import EnforcementUnavailable
-
 if TYPE_CHECKING:
+    from agentguard.egress.boundary import Boundary
+    from agentguard.errors import EnforcementUnavailable
     from agentguard.policy import Policy
 
 logger = logging.getLogger("agentguard")
@@ -60,6 +58,10 @@ def hold_program(policy: Policy, enforcement: str, *, reload: str = "") -> bool:
 def _hold(policy: Policy, enforcement: str, *, is_program: bool, reload: str) -> bool:
     if enforcement == "in_process":
         return False
+    from agentguard.egress.boundary import Boundary  # only for who needs it: most programs are held in process
+    from agentguard.egress.own import own_endpoints
+    from agentguard.errors import EnforcementUnavailable
+
     boundary = Boundary.of(policy, own_endpoints(os.environ.get("AGENTGUARD_STORE") or policy.store))
     if enforcement == "auto" and (boundary.is_open or not boundary.is_enforced):
         return False  # nothing would be refused
@@ -78,6 +80,8 @@ def _hold(policy: Policy, enforcement: str, *, is_program: bool, reload: str) ->
 
 def _put_on(boundary: Boundary, *, is_program: bool, reload: str) -> None:
     if not sys.platform.startswith("linux"):
+        from agentguard.errors import EnforcementUnavailable
+
         msg = f"kernel enforcement is not to be had: {_NO_LINUX}"
         raise EnforcementUnavailable(msg)
     from agentguard.egress.kernel.activate import activate, enter  # Linux alone has what they call
@@ -107,6 +111,7 @@ def outlook(policy: Policy | None) -> Outlook:
     if reason:
         remedy = "Put a network policy around the program: native code and other programs pass what is enforced in process."
         return Outlook(False, f"no kernel enforcement: {reason}; `auto` enforces in process only", remedy)
+    from agentguard.egress.boundary import Boundary
     from agentguard.egress.kernel import landlock
     from agentguard.egress.kernel.channel import NoSupervisor, ask_status
 

@@ -46,7 +46,7 @@ def install(program: bytes, link: socket.socket, *, shields: bool) -> None:
             landlock.restrict_this_thread()
         _put_on(allow_everything(), abi.SECCOMP_FILTER_FLAG_TSYNC)  # what would hinder the last step hinders this one
         with _Messenger(lambda listener: socket.send_fds(link, [b"!"], [listener])) as messenger:
-            messenger.deliver(_put_on(program, abi.SECCOMP_FILTER_FLAG_NEW_LISTENER))
+            messenger.deliver(_put_on_with_listener(program))
             is_on = True
         _put_on(allow_everything(), abi.SECCOMP_FILTER_FLAG_TSYNC)
     except OSError as error:
@@ -86,6 +86,19 @@ class _Messenger:
                 self._errand(self._listener)
         except OSError as error:
             self._error = error
+
+
+def _put_on_with_listener(program: bytes) -> int:
+    """Put the filter on; a call that the supervisor has taken up is not interrupted by a signal, where the kernel can do that.
+
+    Otherwise a signal would tell the task that its connect goes on, before it has begun.
+    """
+    try:
+        return _put_on(program, abi.SECCOMP_FILTER_FLAG_NEW_LISTENER | abi.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # before Linux 5.19
+            raise
+    return _put_on(program, abi.SECCOMP_FILTER_FLAG_NEW_LISTENER)
 
 
 def _put_on(program: bytes, flags: int) -> int:

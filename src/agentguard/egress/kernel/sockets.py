@@ -119,7 +119,7 @@ class MadeSockets:
 
     def _make(self, notice: Notice) -> Outcome:
         family, kind, protocol = (argument & 0xFFFFFFFF for argument in notice.args[:3])
-        if kind & TYPE_MASK == socket.SOCK_DGRAM:
+        if kind & TYPE_MASK == socket.SOCK_DGRAM and family != socket.AF_NETLINK:
             return self._refuse(notice)
         self._sweep()
         made = socket.socket(family, kind & ~socket.SOCK_CLOEXEC, protocol)

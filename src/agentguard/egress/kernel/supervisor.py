@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from agentguard.egress.kernel import tasks
 from agentguard.egress.kernel.notices import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from agentguard.egress.kernel.notices import Listener, Notice, Outcome
     from agentguard.egress.kernel.record import Record
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 _MOST_THREADS = 128
 _SPARE_THREADS = 4
 _STACK_BYTES = 256 * 1024
+_ATTENDED_EVERY_SECONDS = 0.05
 
 
 class Supervisor:
@@ -47,10 +51,13 @@ class Supervisor:
         self._count = threading.Lock()
         self._threads = 0
         self._idle = 0
+        self._slow: dict[int, Notice] = {}
+        self._has_slow = threading.Event()
 
     def start(self) -> None:
         """Begin to answer."""
         threading.stack_size(_STACK_BYTES)
+        threading.Thread(target=self._attend, daemon=True).start()
         with self._count:
             self._add_thread()
 
@@ -63,12 +70,33 @@ class Supervisor:
         while True:
             with self._turn:
                 notice, work = self._answer_until_one_takes_long()
-            self._send(notice, self._finish(notice, work))
+            with self._attended(notice):
+                self._send(notice, self._finish(notice, work))
             with self._count:
                 if self._idle >= _SPARE_THREADS:
                     self._threads -= 1
                     return
                 self._idle += 1
+
+    @contextmanager
+    def _attended(self, notice: Notice) -> Iterator[None]:
+        self._slow[notice.id] = notice
+        self._has_slow.set()
+        try:
+            yield
+        finally:
+            self._slow.pop(notice.id, None)
+
+    def _attend(self) -> None:
+        """Let who waits for a slow connect hear its signals: the connect goes on meanwhile, as it would without us."""
+        while True:
+            self._has_slow.wait()
+            self._has_slow.clear()
+            while self._slow:
+                time.sleep(_ATTENDED_EVERY_SECONDS)
+                for notice in list(self._slow.values()):
+                    if tasks.has_signal(notice.tid):
+                        self._listener.answer(notice, Answer(errno.EINTR))
 
     def _answer_until_one_takes_long(self) -> tuple[Notice, Callable[[], Answer]]:
         while True:

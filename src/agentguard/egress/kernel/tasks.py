@@ -101,6 +101,17 @@ def program_of(pid: int) -> str:
         return ""
 
 
+def has_signal(tid: int) -> bool:
+    """Whether a signal waits that the task has a handler for."""
+    masks = {"SigPnd": 0, "ShdPnd": 0, "SigBlk": 0, "SigCgt": 0}
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{tid}/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name in masks:
+                masks[name] = int(value, 16)
+    return bool((masks["SigPnd"] | masks["ShdPnd"]) & ~masks["SigBlk"] & masks["SigCgt"])
+
+
 def _status(pid: int, field: bytes, default: int) -> int:
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
