@@ -68,6 +68,7 @@ class Instrumentation:
         self.guard.close()
         self._close()
         atexit.unregister(self.guard.flush)
+        atexit.unregister(self.guard.leave)
 
     def __enter__(self) -> Self:
         return self
@@ -210,7 +211,9 @@ def _build(
         close_telemetry()
 
     installed = Instrumentation(guard, seams, remove, close)
+    guard.join()
     atexit.register(guard.flush)
+    atexit.register(guard.leave)
     return installed
 
 

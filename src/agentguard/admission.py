@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from agentguard.core.call import NO_USAGE, LLMCall, Usage
@@ -77,7 +79,8 @@ class Admission:
         is_countable: Whether the output of that stream is counted as it flows.
         refused: The refusal that has ended it on its way; a further attempt of it meets the same.
         is_open: Whether it has not been settled yet.
-        is_cut: The refusal with which the next chunk is to be refused; None while it may go on.
+        is_cut: The refusal of its result, or of the rest of it, since it was isolated on its way; None while it may go on.
+        connection: The socket that its stream is read from, to be shut down when it is cut; None when there is none.
     """
 
     __slots__ = (
@@ -86,6 +89,7 @@ class Admission:
         "attempts",
         "call",
         "caller",
+        "connection",
         "estimate",
         "extended",
         "family",
@@ -139,6 +143,7 @@ class Admission:
         self.in_hop: bool = False
         self.response_taken: bool = False
         self.is_cut: Decision | None = None
+        self.connection: Any = None
         self.origin: object = None
         self.span: Any = None
         self.started: float = guard.clock.time()
@@ -185,8 +190,14 @@ class Admission:
         return most is not None and most <= self.estimate.input_tokens + self.reserved_output
 
     def finish(self, outcome: str = "complete") -> None:
-        """Charge the call: soon when it only makes room and nobody waits for that, or an event loop would wait; otherwise now."""
+        """Charge the call: soon when it only makes room and nobody waits for that, or an event loop would wait; otherwise now.
+
+        Raises:
+            AgentIsolated: It was isolated on its way: what it has brought is withheld.
+        """
         guard = self.guard
+        if self.is_cut is not None:
+            guard.withhold(self)
         if (self.unread is not None and not guard.changes.waiting) or (self.owner.task is not None and guard.store.may_block):
             self.settle_later(outcome=outcome)
         else:
@@ -200,12 +211,19 @@ class Admission:
             guard = self.guard
             guard.settle_later(self, Ending(usage, outcome, error, decision, guard.clock.time()))
 
+    def hang_up(self) -> None:
+        """Shut down the connection of a stream. Whoever is blocked in reading it meets its end."""
+        connection = self.connection
+        if connection is not None:
+            _shut_down(connection)
+
     def _end(self) -> bool:
         try:
             self._once.pop()
         except IndexError:
             return False
         self.is_open = False
+        self.connection = None
         return True
 
     def read(self) -> None:
@@ -296,6 +314,19 @@ def outcome_of(error: BaseException) -> str:
     if isinstance(error, Denied):
         return "denied"
     return "error" if isinstance(error, Exception) else "cancelled"
+
+
+def _shut_down(connection: Any) -> None:
+    """End a connection under whoever reads it, in whatever thread or event loop. It may be closed already."""
+    import socket
+
+    with suppress(OSError, ValueError):
+        if isinstance(connection, socket.SocketType):
+            # Not by the method of a TLS socket, which would take its TLS state from under the reader.
+            socket.SocketType.shutdown(connection, socket.SHUT_RDWR)
+        else:  # uvloop's stand-in has a number only
+            with socket.socket(fileno=os.dup(connection.fileno())) as same:
+                same.shutdown(socket.SHUT_RDWR)
 
 
 def _is_ambiguous(attempt: Attempt) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 from agentguard._default import find_guard
 from agentguard.context import CALLER, entered_agent, nanos_of
 from agentguard.core.call import ToolCall
+from agentguard.errors import AgentIsolated
 from agentguard.events import ScopeEnded
 
 if TYPE_CHECKING:
@@ -57,6 +58,17 @@ class _Run:
         with contextlib.suppress(ValueError):  # closed from another task or thread, whose identity was never changed
             CALLER.reset(self._token)
 
+    def finish(self) -> None:
+        """The run is over, and has a result. Raises `AgentIsolated` when that is withheld."""
+        admitted = self._admitted
+        if admitted is not None and admitted.is_cut is not None:
+            try:
+                admitted.finish()
+            except AgentIsolated as error:  # noted, and raised on
+                self.end(error)
+                raise
+        self.end()
+
     def end(self, error: BaseException | None = None) -> None:
         """The run is over. A generator may be ended by the garbage collector, so no lock is taken here."""
         if self._admitted is not None:
@@ -80,7 +92,7 @@ def _inside(fn: Callable[P, R], start: Callable[..., _Run], astart: Callable[...
         except BaseException as error:  # noted, and raised on
             run.end(error)
             raise
-        run.end()
+        run.finish()
         return result
 
     @functools.wraps(fn)
@@ -92,7 +104,7 @@ def _inside(fn: Callable[P, R], start: Callable[..., _Run], astart: Callable[...
         except BaseException as error:  # noted, and raised on
             run.end(error)
             raise
-        run.end()
+        run.finish()
         return result
 
     @functools.wraps(fn)

@@ -160,7 +160,7 @@ class SeamChanged(NamedTuple):
 
 
 class SubjectIsolated(NamedTuple):
-    """A subject was isolated, or restored (`on` False)."""
+    """A subject was isolated, or restored (`on` False): on probation until then (Unix time), if `probation_until` is not 0."""
 
     at: float
     subject: str
@@ -168,6 +168,19 @@ class SubjectIsolated(NamedTuple):
     by: str
     why: str
     epoch: int
+    mode: str = "block-all"
+    probation_until: float = 0.0
+
+
+class BudgetAdjusted(NamedTuple):
+    """An operator has corrected what a limit has counted as spent, by an amount in its unit."""
+
+    at: float
+    row: str
+    amount: int
+    spent: int
+    by: str
+    why: str
 
 
 class ChildStarted(NamedTuple):
@@ -197,6 +210,7 @@ Event = (
     | PolicyLoaded
     | SeamChanged
     | SubjectIsolated
+    | BudgetAdjusted
     | ChildStarted
     | GuardDisabled
 )

@@ -54,7 +54,6 @@ from agentguard.events import (
     CallSettled,
     EstimateBreached,
     PolicyLoaded,
-    SubjectIsolated,
     ToolProposed,
 )
 from agentguard.fleet import isolate, restore

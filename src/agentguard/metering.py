@@ -62,6 +62,8 @@ class Meter:
         self._allowed = self._allowance()
         admitted.is_streaming = True
         admitted.is_countable = is_countable
+        if admitted.is_cut is not None:
+            self._cut(admitted.is_cut)
 
     def feed(self, chunk: bytes) -> bytes:
         """Take note of a chunk, and return what the caller of the SDK gets of it.
@@ -86,13 +88,25 @@ class Meter:
         return handed_on if self._hides or self._decode is None else chunk
 
     def end(self) -> bytes:
-        """The data is over: settle, and return what was withheld."""
+        """The data is over: settle, and return what was withheld.
+
+        Raises:
+            AgentIsolated: It is over because the agent was isolated.
+        """
+        if self._admitted.is_cut is not None:  # it did not end: its connection was shut down
+            self._cut(self._admitted.is_cut)
         rest = b"" if self._scan is None else self._scan.finish()
         self._settle("complete")
         return rest if self._hides else b""
 
     def fail(self, error: BaseException) -> None:
-        """Reading failed, or was cancelled, in the frame that called."""
+        """Reading failed, or was cancelled, in the frame that called.
+
+        Raises:
+            AgentIsolated: It failed because the agent was isolated, and the connection was shut down.
+        """
+        if self._admitted.is_cut is not None and isinstance(error, Exception):
+            self._cut(self._admitted.is_cut)
         self._note()
         outcome = "error" if isinstance(error, Exception) else "cancelled"
         self._admitted.settle_later(outcome=outcome, error=type(error).__name__)

@@ -23,6 +23,7 @@ from agentguard.core.decision import Facts, Reason, deny
 from agentguard.core.limits import Crossed
 from agentguard.events import (
     Attempt,
+    BudgetAdjusted,
     BudgetThresholdCrossed,
     CallAdmitted,
     CallDenied,
@@ -74,7 +75,8 @@ EVENTS = [
     PolicyLoaded(AT, "agents.yaml", "3f2a", "enforce", ("researcher",)),
     SeamChanged(AT, "openai", "SyncAPIClient.request", "installed"),
     SubjectIsolated(AT, "agent:researcher", True, "ops", "incident 7", 3),
-    SubjectIsolated(AT, "agent:researcher", False, "ops", "", 4),
+    SubjectIsolated(AT, "agent:researcher", False, "ops", "", 4, probation_until=AT + 3600),
+    BudgetAdjusted(AT, "agent:researcher|tokens|day|all", -500, 1500, "ops", "refunded"),
     ChildStarted(AT, "curl", CALLER, "start it with agentguard run"),
     GuardDisabled(AT, "AGENTGUARD_DISABLED"),
 ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentguard.core.call import HTTPCall, LLMCall
 from agentguard.events import (
+    BudgetAdjusted,
     BudgetThresholdCrossed,
     CallAdmitted,
     CallDenied,
@@ -139,7 +140,17 @@ def _seam(event: SeamChanged) -> Record:
 
 def _isolated(event: SubjectIsolated) -> Record:
     entry = record("subject_isolated" if event.on else "subject_restored", event.at)
-    return entry | {"subject": _text(event.subject), "epoch": event.epoch} | _written(by=event.by, why=event.why)
+    entry |= {"subject": _text(event.subject), "epoch": event.epoch} | _written(by=event.by, why=event.why)
+    if event.on:
+        entry["mode"] = event.mode
+    if event.probation_until:
+        entry["probation_until_us"] = _micros(event.probation_until)
+    return entry
+
+
+def _adjusted(event: BudgetAdjusted) -> Record:
+    entry = record("budget_adjusted", event.at) | {"row": _text(event.row), "amount": event.amount, "spent": event.spent}
+    return entry | _written(by=event.by, why=event.why)
 
 
 def _child(event: ChildStarted) -> Record:
@@ -151,6 +162,7 @@ def _disabled(event: GuardDisabled) -> Record:
 
 
 _READERS: dict[type[Event], Callable[[Any], Record]] = {
+    BudgetAdjusted: _adjusted,
     BudgetThresholdCrossed: _crossed,
     CallAdmitted: _admitted,
     CallDenied: _denied,

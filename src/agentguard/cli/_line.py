@@ -111,8 +111,20 @@ def _seam(record: Record) -> _Said:
 
 def _isolated(record: Record) -> _Said:
     word, colour = ("ISOLATE", "red") if record["kind"] == "subject_isolated" else ("restore", "green")
-    why = f": {record['why']}" if record.get("why") else ""
-    return _Said(word, colour, f"{record.get('subject')} by {record.get('by', '?')}{why}")
+    how = f" ({record['mode']})" if record.get("mode", "block-all") != "block-all" else ""
+    how = " on probation" if "probation_until_us" in record else how
+    return _Said(word, colour, f"{record.get('subject')}{how} {_by(record)}")
+
+
+def _adjusted(record: Record) -> _Said:
+    row = str(record.get("row")).replace("|", " ")
+    return _Said(
+        "adjust", "yellow", f"{row} by {record.get('amount', 0):+,}, now {record.get('spent', 0):,} spent, {_by(record)}"
+    )
+
+
+def _by(record: Record) -> str:
+    return f"by {record.get('by', '?')}{f': {why}' if (why := record.get('why')) else ''}"
 
 
 def _child(record: Record) -> _Said:
@@ -136,6 +148,7 @@ def _unknown(record: Record) -> _Said:
 
 
 _SAYINGS: dict[str, Callable[[Record], _Said]] = {
+    "budget_adjusted": _adjusted,
     "budget_threshold_crossed": _crossed,
     "call_admitted": _admitted,
     "call_denied": _denied,

@@ -17,7 +17,7 @@ _PROBATION = "probation:"
 _KINDS = frozenset({"agent", "session", "user", "key"})
 
 
-class Mode(StrEnum):
+class IsolationMode(StrEnum):
     """What an isolation stops: every call of the subject, or only those to models."""
 
     BLOCK_ALL = "block-all"
@@ -29,9 +29,9 @@ def subject_of(name: str) -> str:
     return name if name == "fleet" or name.partition(":")[0] in _KINDS else f"agent:{name}"
 
 
-def word_for(subject: str, mode: Mode) -> str:
+def word_for(subject: str, mode: IsolationMode) -> str:
     """The word that stops a subject."""
-    return f"{_LLM}{subject}" if mode is Mode.LLM_ONLY else subject
+    return f"{_LLM}{subject}" if mode is IsolationMode.LLM_ONLY else subject
 
 
 def llm_words(subjects: Iterable[str]) -> tuple[str, ...]:
@@ -39,11 +39,11 @@ def llm_words(subjects: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{_LLM}{subject}" for subject in subjects)
 
 
-def read_word(word: str) -> tuple[str, Mode] | None:
+def read_word(word: str) -> tuple[str, IsolationMode] | None:
     """The subject that a word stops, and how; None for a word that stops nothing: a probation."""
     if word.startswith(_PROBATION):
         return None
-    return (word.removeprefix(_LLM), Mode.LLM_ONLY) if word.startswith(_LLM) else (word, Mode.BLOCK_ALL)
+    return (word.removeprefix(_LLM), IsolationMode.LLM_ONLY) if word.startswith(_LLM) else (word, IsolationMode.BLOCK_ALL)
 
 
 def probation_word(subject: str, until: float) -> str:

@@ -172,16 +172,21 @@ def is_event_stream(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "text/event-stream"
 
 
-def meter_for(admitted: Admission, content_type: str, encoding: str = "") -> Meter | None:
+def meter_for(admitted: Admission, content_type: str, encoding: str = "", connection: object = None) -> Meter | None:
     """The meter of a response that is read piece by piece; None for a call that is not metered, or by somebody else.
 
     Args:
         admitted: The call.
         content_type: What the response says it is.
         encoding: Its content encoding, unless the library has undone it before we see the data.
+        connection: The socket that it is read from, as far as it is known.
+
+    Raises:
+        AgentIsolated: The agent was isolated before the response came.
     """
     if admitted.family is None or admitted.is_streaming or not admitted.is_open:
         return None
+    admitted.connection = getattr(connection, "_sock", connection)  # asyncio's sockets are wrapped
     is_events = is_event_stream(content_type)
     return Meter(
         admitted,
@@ -193,11 +198,11 @@ def meter_for(admitted: Admission, content_type: str, encoding: str = "") -> Met
     )
 
 
-def own_meter_for(admitted: Admission, content_type: str, encoding: str = "") -> Meter | None:
+def own_meter_for(admitted: Admission, content_type: str, encoding: str = "", connection: object = None) -> Meter | None:
     """`meter_for`, for a seam whose response a seam above it may be reading."""
     if admitted.response_taken or admitted.in_hop:
         return None
-    return meter_for(admitted, content_type, encoding)
+    return meter_for(admitted, content_type, encoding, connection)
 
 
 def begin_or_none(guard: Guard) -> Admission | None:

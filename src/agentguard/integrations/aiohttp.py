@@ -209,7 +209,9 @@ def _meter(admitted: Admission, response: Any, *, is_decoded: bool) -> None:
     library = sys.modules["aiohttp.streams"]
     if not isinstance(response._body, bytes) and not isinstance(response.content, library.StreamReader):
         return  # without a body
-    meter = own_meter_for(admitted, content_type, encoding)
+    transport = None if response.connection is None else response.connection.transport
+    connection = None if transport is None else transport.get_extra_info("socket")
+    meter = own_meter_for(admitted, content_type, encoding, connection)
     if meter is None:
         return
     if isinstance(response._body, bytes):

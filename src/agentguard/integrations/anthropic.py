@@ -57,7 +57,7 @@ class GuardMiddleware:
                 with InProgress(admitted):
                     response = _taken(admitted, call_next(_with(admitted, reading, request)), request)
                 if not admitted.is_streaming:
-                    admitted.settle()
+                    admitted.finish()
                 return response
 
             async def handle_async(self, request: Any, call_next: Any) -> Any:

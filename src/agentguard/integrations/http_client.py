@@ -311,7 +311,7 @@ def _getresponse(_resolve: Resolve) -> Wrapper:
         if admitted is not None:
             _meter(conn, response, admitted)
             if exchange.owns and not admitted.is_streaming:
-                admitted.settle()
+                admitted.finish()
         return response
 
     return getresponse
@@ -326,7 +326,10 @@ def _meter(conn: Any, response: Any, admitted: Admission) -> None:
         return
     headers = response.headers
     encoding = headers.get("content-encoding", "")
-    meter = own_meter_for(admitted, headers.get("content-type", ""), encoding)
+    sock = (
+        getattr(getattr(response.fp, "raw", None), "_sock", None) or conn.sock
+    )  # of a connection that ends, only the file is left
+    meter = own_meter_for(admitted, headers.get("content-type", ""), encoding, sock)
     if meter is None:
         return
     inner = http_client.HTTPResponse.__new__(http_client.HTTPResponse)
@@ -336,7 +339,6 @@ def _meter(conn: Any, response: Any, admitted: Admission) -> None:
         del headers["content-length"]
         if decoder(encoding) is not None:
             del headers["content-encoding"]
-    sock = conn.sock
 
     def read(size: int) -> bytes:
         piece: bytes = inner.read1(size)

@@ -228,7 +228,9 @@ def finished(admitted: Admission, response: Any, streams: bool) -> Any:
         read_answer(admitted, response.status_code, response.content)
         return response
     encoding = "" if is_complete else header(headers, b"content-encoding")
-    meter = meter_for(admitted, content_type, encoding)
+    network = response.extensions.get("network_stream")
+    connection = None if network is None else network.get_extra_info("socket")
+    meter = meter_for(admitted, content_type, encoding, connection)
     if meter is None:
         return response
     if is_complete:
@@ -293,8 +295,10 @@ def _sync_class(module: ModuleType) -> type:
                 meter.abandon()  # no library reads a stream on after this, and who holds the frame may hold it for long
                 raise
             except BaseException as error:  # noted, and raised on
-                meter.fail(error)
-                self._stream.close()
+                try:
+                    meter.fail(error)
+                finally:
+                    self._stream.close()
                 raise
             if rest := meter.end():
                 yield rest
@@ -319,8 +323,10 @@ def _async_class(module: ModuleType) -> type:
                 meter.abandon()  # no library reads a stream on after this, and who holds the frame may hold it for long
                 raise
             except BaseException as error:  # noted, and raised on
-                meter.fail(error)
-                await self._stream.aclose()
+                try:
+                    meter.fail(error)
+                finally:
+                    await self._stream.aclose()
                 raise
             if rest := meter.end():
                 yield rest

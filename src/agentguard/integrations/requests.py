@@ -61,7 +61,7 @@ def _send(resolve: Resolve) -> Wrapper:
                 seen.status = response.status_code
             _meter_unseen(admitted, response)
         if not admitted.is_streaming:
-            admitted.settle()
+            admitted.finish()
         return response
 
     return send

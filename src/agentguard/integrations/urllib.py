@@ -52,7 +52,7 @@ def _open(resolve: Resolve) -> Wrapper:
                 response = wrapped(**asked)
                 seen.status = getattr(response, "status", None)
         if not admitted.is_streaming:
-            admitted.settle()
+            admitted.finish()
         return response
 
     return open_

@@ -90,7 +90,7 @@ def _urlopen(
             seen.status = response.status
         meter_unseen(admitted, response)
     if not admitted.is_streaming:
-        admitted.settle()
+        admitted.finish()
     return response
 
 

@@ -31,4 +31,4 @@ def leave(db: sqlite3.Connection, name: str) -> None:
 def living(db: sqlite3.Connection, me: Holder, now: float) -> list[Member]:
     """The processes that were heard of and are not known to be dead, in the order in which they started."""
     found = db.execute("SELECT * FROM members WHERE at >= ? ORDER BY started, name", (now - FORGET_MEMBER_SECONDS,))
-    return [member for member in map(Member._make, found) if not Holder.parse(member.name).is_dead(me)]
+    return [member for member in map(Member._make, found) if not Holder.parse(member.holder).is_dead(me)]

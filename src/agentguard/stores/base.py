@@ -89,7 +89,7 @@ class Member(NamedTuple):
     """A guarded process, as it last described itself.
 
     Attributes:
-        name: What the store calls the process: `Store.me`, and the `holder` of what it holds.
+        name: `Store.me` of its process, a slash, and what tells two guards of one process apart.
         host, pid: Where it runs.
         agent: Its own agent; empty when it hosts several.
         version: That of agentguard.
@@ -110,6 +110,11 @@ class Member(NamedTuple):
     epoch: int
     started: float
     at: float = 0.0
+
+    @property
+    def holder(self) -> str:
+        """What the store calls its process, as the holder of what it holds."""
+        return self.name.partition("/")[0]
 
 
 class Hold(NamedTuple):
