@@ -1,0 +1,603 @@
+"""A store in front of another: calls are admitted from slices, so that most decisions ask nobody.
+
+A process takes slices of the rows that its calls charge: holds of the store behind, sized by how fast they are used. The law
+`spent + held <= limit` stays the store's, over all processes, since what lies in a slice is held. Near a limit the store grants
+no slices and decides every call itself; a call that it would refuse is refused only after this process has given back what it
+does not use, and others have been asked to (`recall`). So a refusal is never wrong, and nothing strands.
+
+A process that dies takes its slices with it: they are holds, and charged as every dead holder's are. That is the price: at most
+what a slice holds, which is what its process uses in one horizon, and a fraction of what was left.
+
+Concurrency limits are not leased, nor rates per second (`_slices.is_leasable`): calls that are under one are decided by the
+store, each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused
+from agentguard.errors import StoreUnavailable
+from agentguard.stores._fork import survive_forks
+from agentguard.stores._slices import NOTHING, Chain, Slice, add, at_least_nothing, is_leasable
+from agentguard.stores._watchers import Watchers
+from agentguard.stores.base import GRANTED, NOT_SETTLED, SETTLED, Account, Granted, Reserve, Settled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from agentguard.core.limits import Crossed, LimitRow
+    from agentguard.policy.model import Limit
+    from agentguard.stores.base import Balance, Closeable, Hold, Isolation, Leasable, Member, WallClock
+
+    _Grant = tuple[Slice, int, int, int]
+
+HORIZON_SECONDS = 5.0
+"""For how long a slice should last. Half as long lie amounts idle in it, or used without being told."""
+
+SHARE = 8
+"""A slice takes at most an eighth of what a limit has left: eight racing processes leave a third of it to the ninth."""
+
+_MOST_CALLS = 1024
+_MOST_REMEMBERED = 4096
+_RECALL_PAUSE_SECONDS = 0.02
+_FORK_WAIT_SECONDS = 1.0
+_TRIES = 8
+_UNKNOWN = frozenset({"*"})
+"""Nobody knows who is isolated."""
+
+
+class LeasedStore:
+    """A `Store` that admits calls from slices of another one.
+
+    Args:
+        store: Where the counters live. It is closed with this one.
+        clock: Unix time. Windows end by it, so hosts should keep theirs.
+        horizon_seconds: For how long a slice should last.
+        most_calls: The most calls that a slice is taken for at once.
+    """
+
+    def __init__(
+        self,
+        store: Leasable,
+        clock: WallClock = time,  # the module is a WallClock
+        *,
+        horizon_seconds: float = HORIZON_SECONDS,
+        most_calls: int = _MOST_CALLS,
+    ) -> None:
+        self._store = store
+        self._now = clock.time
+        self._horizon = horizon_seconds
+        self._most_calls = most_calls
+        self._lock = threading.Lock()
+        self._limits: dict[str, Limit] = {}
+        self._chains: dict[tuple[str, ...], Chain | None] = {}
+        self._slices: dict[str, Slice] = {}
+        self._open: dict[str, _Grant | None] = {}
+        self._fast: dict[tuple[Charge, ...], _Grant] = {}
+        self._isolated: frozenset[str] = _UNKNOWN
+        self._crossed: list[Crossed] = []
+        self._recalled: dict[str, float] = {}
+        self._watchers = Watchers()
+        self._is_at_rest = False
+        self._begin()
+        survive_forks(self)
+        self._look_at_isolations()
+        self._listening = (store.watch_isolations(self._look_at_isolations), store.watch_recalls(self._give_back_all))
+
+    def _begin(self) -> None:
+        self._names = map(f"slice-{os.urandom(6).hex()}-{{}}".format, itertools.count(1))
+
+    @property
+    def may_block(self) -> bool:
+        """Whether the store behind may, for the calls that it has to decide."""
+        return self._store.may_block
+
+    @property
+    def me(self) -> str:
+        """What the store calls this process."""
+        return self._store.me
+
+    # --- the way of most calls --------------------------------------------------------------------------------------
+
+    def reserve(self, request: Reserve, may_wait: bool = True) -> Granted | Refused:
+        """Take all charges of a call or none: from a slice, or from the store."""
+        call, charges, _, _ = request
+        with self._lock:
+            grant = self._fast.get(charges)
+            if grant is not None and not self._isolated:
+                slice_, tokens, nanos, calls = grant
+                if (
+                    tokens <= slice_.tokens
+                    and nanos <= slice_.nanos
+                    and calls <= slice_.calls
+                    and self._now() < slice_.until
+                    and call not in self._open
+                ):
+                    slice_.tokens -= tokens
+                    slice_.nanos -= nanos
+                    slice_.calls -= calls
+                    self._open[call] = grant
+                    return GRANTED
+        return self._reserve_slowly(request, may_wait)  # type: ignore[return-value]  # None only to `try_reserve`
+
+    def settle(self, id: str, actual: Amounts) -> Settled:
+        """Replace what a call holds by what it used, exactly once."""
+        with self._lock:
+            grant = self._open.pop(id, None)
+            if grant is None:
+                slice_ = None
+            else:
+                slice_, tokens, nanos, _ = grant
+                slice_.tokens += tokens - actual[0]
+                slice_.nanos += nanos - actual[1]
+        if slice_ is None:
+            return self._store.settle(id, actual)
+        if self._watchers:
+            self._watchers.announce()
+        return self._settled(slice_) if slice_.until < 0 or self._crossed else SETTLED
+
+    # --- the way of the others --------------------------------------------------------------------------------------
+
+    def try_reserve(self, request: Reserve) -> Granted | Refused | None:
+        """What `reserve` says when a slice has room, or the store is free; None otherwise."""
+        return self.reserve(request, may_wait=False)
+
+    def _reserve_slowly(self, request: Reserve, may_wait: bool) -> Granted | Refused | None:
+        call, charges, subjects, _ = request
+        with self._lock:
+            if self._open.get(call) is not None:
+                return GRANTED
+            isolated = self._isolated
+            chain = None if isolated is _UNKNOWN or call in self._open else self._chain(charges)
+            ask = None if chain is None else chain.amounts(charges)
+            if chain is None or ask is None:
+                is_due = False
+            elif subject := next(filter(isolated.__contains__, subjects), None):
+                return Refused(RefusalKind.ISOLATED, subject)
+            elif self._take(call, chain, charges, ask):
+                return GRANTED
+            else:
+                is_due = self._is_due(chain)
+        if self._store.may_block and not may_wait:
+            return None if is_due else self._try_exactly(request)
+        if is_due and chain is not None and ask is not None and self._lease(call, chain, charges, ask):
+            return GRANTED
+        return self._reserve_exactly(request)
+
+    def _try_exactly(self, request: Reserve) -> Granted | Refused | None:
+        """A refusal is not for those who cannot wait: there may be something to give back first."""
+        answer = self._store.try_reserve(request)
+        if isinstance(answer, Granted):
+            self._open[request.id] = None
+            return answer
+        return answer if answer is not None and answer.kind is RefusalKind.ISOLATED else None
+
+    def _chain(self, charges: Sequence[Charge]) -> Chain | None:
+        """The chain of charges; None when it cannot be leased."""
+        keys = tuple([key for key, _ in charges])
+        if keys in self._chains:
+            return self._chains[keys]
+        limits = [(key, self._limits[key]) for key in keys if key in self._limits]
+        is_whole = 0 < len(limits) == len(keys) == len(set(keys))
+        chain = Chain(limits) if is_whole and all(is_leasable(limit) for _, limit in limits) else None
+        if chain is not None or is_whole:
+            if len(self._chains) >= _MOST_REMEMBERED:
+                self._chains = {
+                    keys: chain for keys, chain in self._chains.items() if chain is not None and chain.slice is not None
+                }
+            self._chains[keys] = chain
+        return chain
+
+    def _take(self, id: str, chain: Chain, charges: tuple[Charge, ...], ask: Amounts) -> bool:
+        """Take a call from the chain's slice, if there is enough left in it."""
+        slice_ = chain.slice
+        if slice_ is None:
+            return False
+        if self._now() >= slice_.until:
+            chain.end(slice_)
+            self._give_up(slice_)
+            return False
+        tokens, nanos, calls = ask
+        if tokens > slice_.tokens or nanos > slice_.nanos or calls > slice_.calls:
+            return False
+        slice_.tokens -= tokens
+        slice_.nanos -= nanos
+        slice_.calls -= calls
+        if len(self._fast) >= _MOST_REMEMBERED:
+            self._fast.clear()
+        self._open[id] = self._fast[charges] = (slice_, tokens, nanos, calls)
+        return True
+
+    def _is_due(self, chain: Chain) -> bool:
+        """Whether to take a slice for the call that asks: for the second within a horizon, when nobody else is waiting."""
+        now = self._now()
+        is_frequent = chain.slice is not None or now - chain.seen_at < self._horizon
+        chain.seen_at = now
+        return is_frequent and now >= chain.exact_until
+
+    def _lease(self, id: str, chain: Chain, charges: tuple[Charge, ...], ask: Amounts) -> bool:
+        """Let the chain's slice grow, and take the call from it. False when others should rather have what is left."""
+        with self._lock:
+            now = self._now()
+            slice_ = chain.slice
+            if slice_ is None:
+                slice_ = chain.slice = Slice(next(self._names), chain, now)
+                self._slices[slice_.id] = slice_
+        with slice_.turn:
+            with self._lock:
+                if self._take(id, chain, charges, ask):  # another thread has let it grow
+                    return True
+                calls = chain.next_size(now, self._horizon, self._most_calls, slice_.is_begun)
+            grown = slice_ is chain.slice and self._give_account(slice_, keeps_left=True, ask=ask, calls=calls)
+            with self._lock:
+                if grown and self._take(id, chain, charges, ask):
+                    return True
+                chain.exact_until = now + self._horizon / 2
+                return False
+
+    def _reserve_exactly(self, request: Reserve) -> Granted | Refused:
+        """Ask the store. What this process has lying idle in the way of the call is given back first."""
+        call, charges, _, force = request
+        if force:
+            self._give_back([key for key, _ in charges])
+        answer = self._store.reserve(request)
+        for _ in range(_TRIES):
+            if isinstance(answer, Granted) or answer.kind not in {RefusalKind.CONTENDED, RefusalKind.EXHAUSTED}:
+                break
+            if not self._give_back([answer.row]) and (answer.kind is RefusalKind.EXHAUSTED or not self._recall(answer.row)):
+                break
+            answer = self._store.reserve(request)
+        if isinstance(answer, Granted):
+            self._open[call] = None
+        return answer
+
+    def extend(self, id: str, charges: Sequence[Charge]) -> Granted | Refused:
+        """Take more for an open call: all of it, or what is left."""
+        charges = tuple(charges)
+        with self._lock:
+            grant = self._open.get(id)
+            if grant is None:
+                more = None
+            else:
+                slice_ = grant[0]
+                more = slice_.chain.more(charges) if self._now() < slice_.ends else None
+                if more is not None and slice_.until > 0 and more[0] <= slice_.tokens and more[1] <= slice_.nanos:
+                    self._enlarge(id, more)
+                    slice_.tokens -= more[0]
+                    slice_.nanos -= more[1]
+                    return Granted(charges)
+        if grant is not None and more is not None:
+            return self._extend_slice(id, grant[0], charges)
+        if grant is not None:
+            self._make_own(id, grant)
+        return self._extend_exactly(id, charges)
+
+    def _extend_slice(self, id: str, slice_: Slice, charges: tuple[Charge, ...]) -> Granted | Refused:
+        """Take more for an open call into the slice that it belongs to, when there is not enough left in it."""
+        self._give_back([key for key, _ in charges])
+        with slice_.turn:
+            answer = self._store.extend(slice_.id, charges)
+            if isinstance(answer, Refused):
+                return answer._replace(row=id) if answer.row == slice_.id else answer
+            taken = slice_.chain.more(answer.charges or charges) or NOTHING
+            with self._lock:
+                slice_.total = add(slice_.total, taken)
+                self._enlarge(id, taken)
+        return answer
+
+    def _enlarge(self, id: str, more: Amounts) -> None:
+        if (grant := self._open.get(id)) is not None:
+            slice_, tokens, nanos, calls = grant
+            self._open[id] = (slice_, tokens + more[0], nanos + more[1], calls)
+
+    def _extend_exactly(self, id: str, charges: tuple[Charge, ...]) -> Granted | Refused:
+        """Ask the store, and again for the rest when this process had some of it lying idle."""
+        answer = self._store.extend(id, charges)
+        if isinstance(answer, Refused):
+            is_worth_it = answer.kind is not RefusalKind.UNREGISTERED and self._give_back([key for key, _ in charges])
+            return self._store.extend(id, charges) if is_worth_it else answer
+        granted = answer.charges
+        if granted == charges or not self._give_back([key for key, _ in charges]):
+            return answer
+        rest = tuple(Charge(key, asked - amount) for (key, asked), (_, amount) in zip(charges, granted, strict=True))
+        more = self._store.extend(id, rest)
+        if isinstance(more, Refused):
+            return answer
+        both = tuple(Charge(key, first + second) for (key, first), (_, second) in zip(granted, more.charges, strict=True))
+        return Granted(both, (*answer.crossed, *more.crossed))
+
+    def _make_own(self, id: str, grant: _Grant) -> None:
+        """Give an open call a hold of its own, for what a slice cannot do. For a moment it is held twice, never not at all."""
+        slice_, tokens, nanos, _ = grant
+        counted = slice_.chain.charges(Amounts(tokens, nanos))
+        self._store.reserve(Reserve(id, tuple(charge for charge in counted if charge.amount), (), force=True))
+        with self._lock:
+            if self._open.get(id) is grant:
+                self._open[id] = None
+                slice_.tokens += tokens
+                slice_.nanos += nanos
+        with slice_.turn:
+            self._give_account(slice_, keeps_left=False)
+
+    def _settled(self, slice_: Slice) -> Settled:
+        """The answer to a settlement after which something is to be told, or which was the last of a slice."""
+        if slice_.is_lost:
+            return NOT_SETTLED
+        with self._lock:
+            crossed, self._crossed = tuple(self._crossed), []
+            is_last = slice_.until < 0 and not self._is_open(slice_)
+        if is_last:
+            with slice_.turn, contextlib.suppress(StoreUnavailable):  # else the next sweep tells it
+                self._give_account(slice_, keeps_left=False)
+        return Settled(True, crossed) if crossed else SETTLED
+
+    # --- slices -----------------------------------------------------------------------------------------------------
+
+    def _give_account(self, slice_: Slice, *, keeps_left: bool, ask: Amounts = NOTHING, calls: int = 0) -> int:
+        """Tell the store what was used of a slice, give back what is left unless it is kept, and ask for more.
+
+        Returns:
+            For how many calls it has grown; -1 when there was nothing to tell.
+        """
+        with self._lock:
+            held, is_open = self._held(slice_)
+            used, left = slice_.used(held), at_least_nothing(slice_.left)
+            kept = left if keeps_left else NOTHING
+            if slice_.is_lost or not (
+                calls or any(used) or kept != left or (slice_.is_begun and slice_.until < 0 and not is_open)
+            ):
+                return -1
+            keeps = is_open or any(kept)
+            slice_.begin_anew(held, kept)
+            if not (keeps or calls):
+                self._give_up(slice_)
+            account = Account(
+                slice_.id,
+                used,
+                slice_.chain.charges(slice_.total) if keeps else (),
+                slice_.chain.charges(ask) if calls else (),
+                calls,
+                SHARE,
+            )
+        try:
+            answer = self._store.lease(account)
+        except StoreUnavailable:
+            with self._lock:
+                slice_.total = add(slice_.total, used)  # to be told again: rather twice, if only the answer was lost, than never
+            raise
+        with self._lock:
+            slice_.accounted_at = self._now()
+            if isinstance(answer, Refused):
+                slice_.is_lost = answer.row == slice_.id
+                slice_.total = add(slice_.total, used)
+                self._give_up(slice_)
+                if slice_.is_lost or not slice_.is_begun:
+                    self._slices.pop(slice_.id, None)
+                return 0
+            self._crossed += answer.crossed
+            slice_.grow(ask, answer.calls)
+            slice_.is_begun = keeps or answer.calls > 0
+            if not slice_.is_begun:
+                self._give_up(slice_)
+                self._slices.pop(slice_.id, None)
+            return answer.calls
+
+    def _give_up(self, slice_: Slice) -> None:
+        """Admit no further call from a slice."""
+        slice_.until = float("-inf")
+        self._fast.clear()
+        if slice_.chain.slice is slice_:
+            slice_.chain.slice = None
+
+    def _held(self, slice_: Slice) -> tuple[Amounts, bool]:
+        """What open calls hold of a slice, and whether there are any. Their calls are made, hence used."""
+        mine = [grant for grant in self._open.values() if grant is not None and grant[0] is slice_]
+        return Amounts(sum(grant[1] for grant in mine), sum(grant[2] for grant in mine)), bool(mine)
+
+    def _is_open(self, slice_: Slice) -> bool:
+        return any(grant is not None and grant[0] is slice_ for grant in self._open.values())
+
+    def _give_back(self, keys: Sequence[str]) -> bool:
+        """Give back what lies idle of rows, and tell what was used of them. Whether there was anything."""
+        with self._lock:
+            now = self._now()
+            slices = [slice_ for slice_ in self._slices.values() if not slice_.chain.keyset.isdisjoint(keys)]
+        found = False
+        for slice_ in slices:
+            with slice_.turn:
+                slice_.chain.exact_until = now + self._horizon / 2
+                found = self._give_account(slice_, keeps_left=False) >= 0 or found
+        return found
+
+    def _give_back_all(self, keys: Sequence[str]) -> None:
+        """Somebody waits for what lies idle here."""
+        with contextlib.suppress(StoreUnavailable):  # it stays held, and is given back by the next sweep
+            self._give_back(keys)
+
+    def _recall(self, key: str) -> bool:
+        """Ask others for what lies idle there. Whether it was done: every waiting call asks, and all together ask seldom."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._recalled.get(key, -1.0) < _RECALL_PAUSE_SECONDS:
+                return False
+            if len(self._recalled) >= _MOST_REMEMBERED:
+                self._recalled.clear()
+            self._recalled[key] = now
+        self._store.recall([key])
+        return True
+
+    def _look_at_isolations(self) -> None:
+        """Read who is isolated. While that cannot be read, the store decides every call."""
+        try:
+            self._isolated = frozenset(isolation.subject for isolation in self._store.isolations())
+        except StoreUnavailable:
+            self._isolated = _UNKNOWN
+
+    def sweep(self) -> int:
+        """Hear of slices that have told nothing for half a horizon, give back what lies idle in them, and sweep the store."""
+        if self._isolated is _UNKNOWN:
+            self._look_at_isolations()
+        with self._lock:
+            now = self._now()
+            due = [
+                slice_
+                for slice_ in self._slices.values()
+                if now - slice_.accounted_at >= self._horizon / 2 or slice_.until <= now
+            ]
+        for slice_ in due:
+            with slice_.turn:
+                with self._lock:
+                    if slice_.until <= now:
+                        self._give_up(slice_)
+                    used, left = slice_.used(self._held(slice_)[0]), slice_.left
+                is_idle = all(
+                    part * 4 < rest for part, rest, counts in zip(used, left, slice_.chain.counts, strict=True) if counts
+                )
+                self._give_account(slice_, keeps_left=not is_idle and slice_.until > now)
+        return self._store.sweep()
+
+    # --- what the store says ----------------------------------------------------------------------------------------
+
+    def register(self, rows: Iterable[LimitRow]) -> None:
+        """Make rows known, or adopt a changed amount."""
+        rows = tuple(rows)
+        with self._lock:
+            changed = [key for key, _, limit in rows if self._limits.get(key, limit) != limit]
+            self._limits.update((key, limit) for key, _, limit in rows)
+        self._drop(changed)
+        self._store.register(rows)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drop rows."""
+        keys = tuple(keys)
+        with self._lock:
+            for key in keys:
+                self._limits.pop(key, None)
+        self._drop(keys)
+        self._store.forget(keys)
+
+    def _drop(self, keys: Sequence[str]) -> None:
+        """Take no more from the slices of rows that have changed."""
+        if not keys:
+            return
+        self._give_back(keys)
+        with self._lock:
+            for slice_ in [slice_ for slice_ in self._slices.values() if not slice_.chain.keyset.isdisjoint(keys)]:
+                self._give_up(slice_)
+            self._chains = {known: chain for known, chain in self._chains.items() if not set(keys) & set(known)}
+
+    def read(self, keys: Sequence[str]) -> Sequence[Balance]:
+        """Balances of rows: what this process has used counts as spent, and what lies idle in its slices as not held."""
+        self._end_what_is_over()
+        return [self._as_it_is(balance) for balance in self._store.read(keys)]
+
+    def rows(self) -> Sequence[tuple[LimitRow, Balance]]:
+        """Every row."""
+        self._end_what_is_over()
+        return [(row, self._as_it_is(balance)) for row, balance in self._store.rows()]
+
+    def _end_what_is_over(self) -> None:
+        """Tell what was used in windows that are over: it counts in no balance of now."""
+        now = self._now()
+        for slice_ in [slice_ for slice_ in list(self._slices.values()) if slice_.ends <= now]:
+            with slice_.turn:
+                self._give_account(slice_, keeps_left=False)
+
+    def _as_it_is(self, balance: Balance) -> Balance:
+        with self._lock:
+            mine = [slice_ for slice_ in self._slices.values() if balance.row in slice_.chain.keyset]
+            used = idle = 0
+            for slice_ in mine:
+                used += slice_.chain.of(balance.row, slice_.used(self._held(slice_)[0]))
+                idle += slice_.chain.of(balance.row, slice_.left)
+        return balance._replace(spent=balance.spent + used, held=balance.held - used - idle) if mine else balance
+
+    def isolate(self, subject: str, *, on: bool, by: str, why: str) -> int:
+        """Stop a subject, or restore it."""
+        epoch = self._store.isolate(subject, on=on, by=by, why=why)
+        self._look_at_isolations()
+        return epoch
+
+    def isolations(self) -> Sequence[Isolation]:
+        """The subjects that are isolated now, oldest first."""
+        return self._store.isolations()
+
+    def epoch(self) -> int:
+        """The number of changes by `isolate` so far."""
+        return self._store.epoch()
+
+    def watch(self, on_change: Callable[[], None]) -> Closeable:
+        """Call `on_change` after settlements and isolations, here and wherever the store is used."""
+        return _Both(self._watchers.add(on_change), self._store.watch(on_change))
+
+    def watch_isolations(self, on_change: Callable[[], None]) -> Closeable:
+        """Call `on_change` after isolations only."""
+        return self._store.watch_isolations(on_change)
+
+    def beat(self, member: Member) -> None:
+        """Write down how this process describes itself."""
+        self._store.beat(member)
+
+    def leave(self, name: str) -> None:
+        """Strike a process from the list."""
+        self._store.leave(name)
+
+    def members(self) -> Sequence[Member]:
+        """The processes that were heard of."""
+        return self._store.members()
+
+    def holds(self) -> Sequence[Hold]:
+        """What calls and slices hold."""
+        return self._store.holds()
+
+    def renew(self) -> None:
+        """Move on the deadlines of this process's calls and slices."""
+        self._store.renew()
+
+    def close(self) -> None:
+        """Give back what lies idle, and free the store. What open calls hold stays held."""
+        with contextlib.suppress(StoreUnavailable):
+            for slice_ in list(self._slices.values()):
+                with slice_.turn:
+                    self._give_account(slice_, keeps_left=False)
+        for listening in self._listening:
+            listening.close()
+        self._store.close()
+
+    # --- forks ------------------------------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Come to rest, in the process that forks."""
+        self._is_at_rest = self._lock.acquire(timeout=_FORK_WAIT_SECONDS)
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        if self._is_at_rest:
+            self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Go on as another process: the slices are the parent's, and so are the calls in flight."""
+        self._lock = threading.Lock()
+        self._watchers.lock = threading.Lock()
+        self._chains.clear()
+        self._slices.clear()
+        self._open.clear()
+        self._fast.clear()
+        self._crossed.clear()
+        self._begin()
+
+
+class _Both:
+    def __init__(self, *watches: Closeable) -> None:
+        self._watches = watches
+
+    def close(self) -> None:
+        """Be told no more."""
+        for watch in self._watches:
+            watch.close()
