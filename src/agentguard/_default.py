@@ -197,7 +197,7 @@ def _build(
     below.install()
     net.install()
     if file is not None:
-        guard.chore(lambda: _reload(guard, file, _chosen_mode(mode)))
+        guard.chore(lambda: _reload(guard, file, _chosen_mode(mode), is_held=is_held))
 
     def remove() -> None:
         net.remove()
@@ -335,7 +335,7 @@ def _seams(guard: Guard, only: Collection[str] | None) -> Seams:
     return seams
 
 
-def _reload(guard: Guard, file: PolicyFile, mode: Mode | None) -> None:
+def _reload(guard: Guard, file: PolicyFile, mode: Mode | None, *, is_held: bool) -> None:
     """Adopt a policy file that has changed; one that does not load changes nothing, and is told."""
     changed = file.poll()
     if changed is None:
@@ -346,6 +346,10 @@ def _reload(guard: Guard, file: PolicyFile, mode: Mode | None) -> None:
             guard.adopt(changed if mode is None else dataclasses.replace(changed, mode=mode))
         except PolicyError as error:
             problem = error
+    if is_held and problem is None:
+        from agentguard.egress.kernel.hold import follow
+
+        follow(guard.policy)
     if problem is not None:
         logger.error("agentguard: the changed policy is not in force, the old one stays: %s", problem)
         policy = guard.policy

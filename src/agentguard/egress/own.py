@@ -11,12 +11,13 @@ from agentguard.egress.boundary import Endpoint
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_PORTS = {"http": 4318, "https": 4318, "grpc": 4317, "redis": 6379, "rediss": 6379}
+_PORTS = {"http": 4318, "https": 4318, "grpc": 4317, "redis": 6379}
+_SENTINEL = 26379
 _SIGNALS = ("", "TRACES_", "METRICS_", "LOGS_")
 
 
 def own_endpoints(store: str | None, environ: Mapping[str, str] = os.environ) -> tuple[Endpoint, ...]:
-    """The collector that OpenTelemetry's variables name, and a store that is reached over the network.
+    """The collector that OpenTelemetry's variables name, and the nodes of a store that its URL names.
 
     Args:
         store: The URL of the store, where one is named.
@@ -32,8 +33,13 @@ def _endpoints(store: str | None, environ: Mapping[str, str]) -> Iterator[Endpoi
             protocol = environ.get(f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http"
             if named:
                 yield from _endpoint(named if "://" in named else f"{protocol.partition('/')[0]}://{named}", protocol)
-    if store and store.startswith(("redis://", "rediss://")):
-        yield from _endpoint(store, "redis")
+    scheme, _, rest = (store or "").partition("://")
+    if "redis" in scheme:
+        usual = _SENTINEL if "sentinel" in scheme else _PORTS["redis"]
+        for node in rest.partition("/")[0].rpartition("@")[2].split(","):
+            parts = urlsplit(f"//{node}")
+            if parts.hostname:
+                yield Endpoint(parts.hostname, parts.port or usual)
 
 
 def _usual(signal: str, environ: Mapping[str, str]) -> str:

@@ -33,7 +33,7 @@ class Pins:
         self._clock = clock
         self._most = most
         self._ends: dict[str, dict[str, float]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer that runs within may connect, and ask
 
     def pin(self, name: str, addresses: Iterable[str], ttl: float) -> None:
         """Remember what a name resolved to, for its TTL (30 s at least) and five minutes of grace. What is no host is ignored."""
@@ -51,6 +51,8 @@ class Pins:
         """The names that an address stands for now."""
         address = ip
         if ip not in self._ends:
+            if ":" not in ip:
+                return frozenset()  # an IPv4 address has one spelling
             try:
                 address = _spelled(ip)
             except ValueError:

@@ -316,6 +316,38 @@ say(hosts=[f"{event.call.target.host}:{event.call.target.port}" for event in den
     assert "external_calls.allowed_domains" in said["remedy"]
 
 
+def test_a_changed_policy_narrows_the_boundary_and_never_widens_it(program, tmp_path, servers):
+    file = tmp_path / "agentguard.yaml"
+    text = "agents:\n  - name: a\n    external_calls: {{allowed_domains: [{}]}}\n"
+    allowed, other = (f"'127.0.0.1:{one.port}'" for one in servers)
+    file.write_text(text.format(allowed))
+    process = program(
+        """
+logging.basicConfig()
+agentguard.instrument(os.environ["AGENTGUARD_POLICY"], egress="kernel")
+say(before=[child(PORT), child(OTHER)])
+for _ in range(2):
+    input()
+    time.sleep(2.5)
+    say(after=[child(PORT), child(OTHER)])
+""",
+        AGENTGUARD_POLICY=str(file),
+    )
+    before = json.loads(process.stdout.readline())["before"]
+
+    after = []
+    for entries in (other, allowed):
+        file.write_text(text.format(entries))
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        after.append(json.loads(process.stdout.readline())["after"])
+    _, err = process.communicate()
+
+    assert before == [True, False]
+    assert after == [[False, False], [False, False]]  # what was taken away stays away
+    assert "may open more than the kernel holds open" in err
+
+
 def test_a_program_sees_signals_and_ends_as_without_us(program, tmp_path):
     process = program(
         """

@@ -27,6 +27,7 @@ class Status(NamedTuple):
     is_full: bool
     is_enforced: bool
     path: str
+    reloads: bool
 
 
 class NoSupervisor(OSError):
@@ -40,7 +41,7 @@ def ask_status() -> Status:
         NoSupervisor: Nothing does.
     """
     found = _ask({"ask": "status"})
-    return Status(found["supervisor"], found["log"], found["full"], found["enforced"], found["path"])
+    return Status(found["supervisor"], found["log"], found["full"], found["enforced"], found["path"], found["reloads"])
 
 
 def narrow(boundary: Boundary) -> bool:

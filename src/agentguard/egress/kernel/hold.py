@@ -92,6 +92,29 @@ def _put_on(boundary: Boundary, *, is_program: bool, reload: str) -> None:
         activate(boundary)
 
 
+def follow(policy: Policy) -> None:
+    """Hold a changed policy too: what it takes away is closed at once, what it adds stays closed, and is told."""
+    from agentguard.egress.boundary import Boundary
+    from agentguard.egress.kernel.channel import NoSupervisor, ask_status, narrow
+    from agentguard.egress.own import own_endpoints
+
+    try:
+        status = ask_status()
+        if status.reloads or status.path != policy.path:
+            return  # the supervisor reads the file itself, or holds another one
+        is_whole = narrow(Boundary.of(policy, own_endpoints(os.environ.get("AGENTGUARD_STORE") or policy.store)))
+    except NoSupervisor:
+        logger.exception(
+            "agentguard: the changed policy is in force in process; the kernel could not be told of it"
+        )
+        return
+    if not is_whole:
+        logger.warning(
+            "agentguard: the changed policy may open more than the kernel holds open, which only narrows while it runs; "
+            "start the program anew, or by `agentguard run --reload`"
+        )
+
+
 def is_cut_off(error: EnforcementUnavailable) -> bool:
     """Whether it was too late to go back: the filter stands, and nothing connects."""
     return type(error).__name__ == "CutOff"

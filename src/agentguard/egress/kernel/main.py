@@ -52,10 +52,11 @@ class _Stand:
 
     def __init__(self, boundary: Boundary, order: dict[str, Any]) -> None:
         self._judge = Judge(boundary, Pins(time.monotonic), read_hosts(), order["folders"])
-        self._control = Control(self._judge, {"supervisor": os.getpid(), "log": order["log"], "full": order["full"]})
+        self._reloads: str = order.get("reload", "")
+        facts = {"supervisor": os.getpid(), "log": order["log"], "full": order["full"], "reloads": bool(self._reloads)}
+        self._control = Control(self._judge, facts)
         self._record = Record(order["log"], order["terminal"], self._control.tell)
         self._nameservers = read_nameservers()
-        self._reloads: str = order.get("reload", "")
         self._broker = Broker(self._judge, self._nameservers, self._refuse_name)
 
     def serve(self, listener: Listener, *, injects: bool) -> None:
