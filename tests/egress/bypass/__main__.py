@@ -1,4 +1,4 @@
-"""The battery on the command line: `python tests/egress/bypass --mode kernel --group sockets`, `--table docs/reference/bypass.md`."""
+"""The battery on the command line: `python tests/egress/bypass --mode kernel --group sockets`, or `--table FILE`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def show(found: dict[str, object]) -> None:
     sums: dict[str, int] = {}
     for result in (*found["attempts"], *found["controls"]):
         sums[result["outcome"]] = sums.get(result["outcome"], 0) + 1
-        print(f"{result['outcome']:8} {result['group']:12} {result['name']:40} {result['seconds']:5.2f} {' '.join(result['said'].split())[:110]} {', '.join(result['seen'][:2])[:90]}")
+        said, seen = " ".join(result["said"].split())[:110], ", ".join(result["seen"][:2])[:90]
+        print(f"{result['outcome']:8} {result['name']:60} {result['seconds']:5.2f} {said} {seen}")
     print(found["mode"], sums)
     for complaint in found["complaints"]:
         print("!", complaint)

@@ -33,7 +33,7 @@ MODULES = (*(f"attempts.{path.stem}" for path in sorted((HERE / "attempts").glob
 
 MODES = {
     "none": "no guard",
-    "in_process": '`instrument()`',
+    "in_process": "`instrument()`",
     "kernel": "`agentguard run --egress kernel`, the kernel's part alone",
     "layers": "`agentguard run --egress kernel`",
     "inside": '`instrument(egress="kernel")`',
@@ -41,6 +41,7 @@ MODES = {
 }
 START_SECONDS = 20.0
 SETTLE_SECONDS = 0.1
+ECHO_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,36 +203,35 @@ class Battery:
 
     # -- the judgement
 
-    def _judge(
-        self, batch: list[Attempt], tokens: dict[str, str], facts: list[dict[str, Any]], kind: str
-    ) -> Iterator[Result]:
+    def _judge(self, batch: list[Attempt], tokens: dict[str, str], facts: list[dict[str, Any]], kind: str) -> Iterator[Result]:
+        begins = {fact["start"]: fact["at"] for fact in facts if "start" in fact}
         ends = {fact["end"]: fact for fact in facts if "end" in fact}
-        starts = [(fact["at"], fact["start"]) for fact in facts if "start" in fact]
-        begins = {name: at for at, name in starts}
-        ran = set(begins)
-        seen: dict[str, list[str]] = {row.name: [] for row in batch}
-        by_token = {token: name for name, token in tokens.items()}
-        first = starts[0][0] if starts else 0.0
-        for contact in self.servers.log.contacts:
-            names = {by_token[token] for token in contact.tokens if token in by_token}
-            if not names and contact.at >= first and not contact.tokens:
-                names = {last_before(starts, contact)}
-            for name in names & set(seen):
-                if not contact.is_allowed or kind == "controls":
-                    seen[name].append(f"{contact.what} at {contact.where}:{contact.port}")
+        reached = self._attribute(tokens, begins)
         for row in batch:
-            end = ends.get(row.name, {"said": "ended or hung" if row.name in ran else "did not run", "ok": False})
-            reached = tuple(dict.fromkeys(seen[row.name]))
-            if row.name not in ran and self._refusal:
-                yield Result(row.name, row.group, "n.a.", self._refusal)
+            end = ends.get(row.name, {"said": "ended or hung" if row.name in begins else "did not run", "ok": False})
+            seen = tuple(dict.fromkeys(f"{one.what} at {one.where}:{one.port}" for one in reached.get(row.name, ())))
+            if row.name not in begins:
+                yield Result(row.name, row.group, "n.a." if self._refusal else "not run", self._refusal or end["said"])
                 continue
-            if row.name not in ran:
-                outcome = "not run"
-            elif kind == "controls":
-                outcome = "works" if end["ok"] else "broken"
-            else:
-                outcome = "leaked" if reached else "blocked"
-            yield Result(row.name, row.group, outcome, end["said"], reached, end.get("at", 0.0) - begins.get(row.name, 0.0))
+            words, is_well = (("broken", "works"), end["ok"]) if kind == "controls" else (("leaked", "blocked"), not seen)
+            yield Result(row.name, row.group, words[is_well], end["said"], seen, end.get("at", 0.0) - begins[row.name])
+
+    def _attribute(self, tokens: dict[str, str], begins: dict[str, float]) -> dict[str, list[Contact]]:
+        """Whose the contacts of denied servers are: by their token, and without one by their time."""
+        by_token = {token: name for name, token in tokens.items()}
+        reached: dict[str, list[Contact]] = {}
+        silent = []
+        for contact in self.servers.log.contacts:
+            if contact.is_allowed:
+                continue
+            if not contact.tokens:
+                silent.append(contact)
+            for token in contact.tokens & set(by_token):
+                reached.setdefault(by_token[token], []).append(contact)
+        known = set(reached)
+        for contact in silent:
+            reached.setdefault(running_at(contact.at, begins, known), []).append(contact)
+        return reached
 
 
 def search_path() -> str:
@@ -250,9 +250,13 @@ def batches(rows: Sequence[Attempt], *, is_quick: bool) -> Iterator[list[Attempt
     yield from groups.values()
 
 
-def last_before(starts: list[tuple[float, str]], contact: Contact) -> str:
-    """The attempt that was running when something without a token arrived."""
-    return next((name for at, name in reversed(starts) if at <= contact.at), "")
+def running_at(moment: float, begins: dict[str, float], leaking: set[str]) -> str:
+    """The attempt that was running; what a flood has left in the queues is the flood's, though the next one has begun."""
+    begun = [name for name, at in begins.items() if at <= moment]
+    if not begun:
+        return ""
+    is_fresh = moment - begins[begun[-1]] < ECHO_SECONDS
+    return begun[-2] if is_fresh and len(begun) > 1 and begun[-2] in leaking else begun[-1]
 
 
 def read(journal: Path) -> list[dict[str, Any]]:
@@ -261,7 +265,9 @@ def read(journal: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def play(mode: str, groups: Sequence[str], *, uid: int, folder: Path, only: Sequence[str] = (), is_quick: bool = False) -> dict[str, Any]:
+def play(
+    mode: str, groups: Sequence[str], *, uid: int, folder: Path, only: Sequence[str] = (), is_quick: bool = False
+) -> dict[str, Any]:
     """Everything asked for, under one mode. Runs in namespaces of its own: see stage.py."""
     load()
     services = stage.prepare(folder)

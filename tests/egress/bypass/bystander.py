@@ -1,4 +1,4 @@
-"""A process of the same user outside of the guarded tree. It holds a connection, and says what stands in a piece of its memory."""
+"""A process of the same user outside of the guarded tree. It holds a connection, and says what its memory says."""
 
 from __future__ import annotations
 

@@ -169,7 +169,9 @@ def openai_sdk_streaming(aim):
 
     async def ask():
         async with openai.AsyncOpenAI(base_url=f"{PROVIDER}/v1", api_key="x") as client:
-            chunks = await client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "hello"}], stream=True)
+            chunks = await client.chat.completions.create(
+                model="gpt-5-mini", messages=[{"role": "user", "content": "hello"}], stream=True
+            )
             return [chunk async for chunk in chunks]
 
     assert asyncio.run(ask())

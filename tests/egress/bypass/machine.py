@@ -45,7 +45,12 @@ def direct_call(number: int, *arguments: int) -> int:
 def sockaddr(address: str, port: int) -> bytes:
     """A sockaddr_in or sockaddr_in6."""
     if ":" in address:
-        return struct.pack("=H", socket.AF_INET6) + struct.pack(">HI", port, 0) + socket.inet_pton(socket.AF_INET6, address) + b"\0" * 4
+        return (
+            struct.pack("=H", socket.AF_INET6)
+            + struct.pack(">HI", port, 0)
+            + socket.inet_pton(socket.AF_INET6, address)
+            + b"\0" * 4
+        )
     return struct.pack("=H", socket.AF_INET) + struct.pack(">H", port) + socket.inet_aton(address) + b"\0" * 8
 
 
@@ -65,7 +70,9 @@ class Ring:
         self.cq = mmap.mmap(self.fd, self.cq_off[5] + p[1] * 16, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=0x8000000)
         self.entries = mmap.mmap(self.fd, p[0] * 64, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=0x10000000)
 
-    def submit(self, operation: int, fd: int, address: int, length: int, offset: int = 0, more: int = 0, address2: int = 0) -> int:
+    def submit(
+        self, operation: int, fd: int, address: int, length: int, offset: int = 0, more: int = 0, address2: int = 0
+    ) -> int:
         """One operation, and its result."""
         tail = struct.unpack_from("=I", self.sq, self.sq_off[1])[0]
         mask = struct.unpack_from("=I", self.sq, self.sq_off[2])[0]
@@ -95,7 +102,8 @@ def tiny_elf32(address: str, port: int, payload: bytes) -> bytes:
         b"\x89\xc6",  # mov esi, eax
         b"\xa3" + struct.pack("<I", arguments_connect),  # its descriptor
         b"\xb8\x66\0\0\0", b"\xbb\x03\0\0\0", b"\xb9" + struct.pack("<I", arguments_connect), b"\xcd\x80",  # CONNECT
-        b"\xb8\x04\0\0\0", b"\x89\xf3", b"\xb9" + struct.pack("<I", payload_at), b"\xba" + struct.pack("<I", len(payload)), b"\xcd\x80",
+        b"\xb8\x04\0\0\0", b"\x89\xf3", b"\xb9" + struct.pack("<I",
+        payload_at), b"\xba" + struct.pack("<I", len(payload)), b"\xcd\x80",
         b"\xb8\x01\0\0\0", b"\x31\xdb", b"\xcd\x80",  # exit(0)
     ))  # fmt: skip
     assert len(code) <= code_length
@@ -113,8 +121,10 @@ def tiny_elf64(address: str, port: int, payload: bytes) -> bytes:
     payload_at = name_at + 16
     code = b"".join((
         b"\xb8\x29\0\0\0", b"\xbf\2\0\0\0", b"\xbe\1\0\0\0", b"\x31\xd2", b"\x0f\x05",  # socket
-        b"\x89\xc3", b"\x89\xc7", b"\xbe" + struct.pack("<I", name_at), b"\xba\x10\0\0\0", b"\xb8\x2a\0\0\0", b"\x0f\x05",  # connect
-        b"\x89\xdf", b"\xbe" + struct.pack("<I", payload_at), b"\xba" + struct.pack("<I", len(payload)), b"\xb8\1\0\0\0", b"\x0f\x05",
+        b"\x89\xc3", b"\x89\xc7", b"\xbe" + struct.pack("<I",
+        name_at), b"\xba\x10\0\0\0", b"\xb8\x2a\0\0\0", b"\x0f\x05",  # connect
+        b"\x89\xdf", b"\xbe" + struct.pack("<I",
+        payload_at), b"\xba" + struct.pack("<I", len(payload)), b"\xb8\1\0\0\0", b"\x0f\x05",
         b"\xb8\x3c\0\0\0", b"\x31\xff", b"\x0f\x05",
     ))  # fmt: skip
     assert len(code) <= code_length

@@ -15,7 +15,8 @@ import sys
 
 REFUSED = {
     "x86_64": {
-        "pidfd_getfd": 438, "setns": 308, "unshare": 272, "mount": 165, "umount2": 166, "pivot_root": 155, "open_by_handle_at": 304,
+        "pidfd_getfd": 438, "setns": 308, "unshare": 272, "mount": 165, "umount2": 166,
+        "pivot_root": 155, "open_by_handle_at": 304,
         "bpf": 321, "perf_event_open": 298, "kcmp": 312, "userfaultfd": 323, "keyctl": 250, "add_key": 248, "request_key": 249,
         "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "move_mount": 429, "fsopen": 430, "fsmount": 432,
         "open_tree": 428, "process_madvise": 440, "quotactl": 179, "lookup_dcookie": 212, "syslog": 103, "reboot": 169,

@@ -100,16 +100,27 @@ def _count(one: dict[str, Any], group: str | None = None) -> Counter[str]:
 
 
 def _sums(found: list[dict[str, Any]]) -> str:
-    lines = ["## Sums", "", "| mode | blocked | leaked | of them to a denied address | n.a. | controls that work |", "|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        "## Sums",
+        "",
+        "| mode | blocked | leaked | of them to a denied address | n.a. | controls that work |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for one in found:
         sums = _count(one)
-        direct = sum(any(not seen.startswith("front") for seen in row["seen"]) for row in one["attempts"] if row["outcome"] == "leaked")
+        direct = sum(
+            any(not seen.startswith("front") for seen in row["seen"]) for row in one["attempts"] if row["outcome"] == "leaked"
+        )
         works = Counter(row["outcome"] for row in one["controls"])
         tried = works.total() - works["n.a."]
-        lines.append(f"| `{one['mode']}` | {sums['blocked']:,} | {sums['leaked']:,} | {direct:,} | {sums['n.a.']} | {works['works']} of {tried} |")
+        lines.append(
+            f"| `{one['mode']}` | {sums['blocked']:,} | {sums['leaked']:,} | {direct:,} | {sums['n.a.']} | "
+            f"{works['works']} of {tried} |"
+        )
     text = (
-        "\nn.a.: the kernel, a program or a library that the attempt needs is not here, or the mode refuses to start at all (see below);"
-        "\nnever counted as blocked. What remains under the kernel goes to an allowed address and merely says another name."
+        "\nn.a.: the kernel, a program or a library that the attempt needs is not here, or the mode refuses to start at all"
+        "\n(see below); never counted as blocked. What remains under the kernel goes to an allowed address"
+        "\nand merely says another name."
     )
     return "\n".join([*lines, text, ""])
 

@@ -23,6 +23,7 @@ import world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
 PLAIN_PORTS = (world.HTTP, world.ALTERNATE, world.PROXY, world.SOCKS, world.DNS, world.POSTGRES, world.BANNER)
 TLS_PORTS = (world.HTTPS, world.TLS_ALTERNATE)
@@ -233,7 +234,9 @@ class Web:
         from base64 import b64encode
         from hashlib import sha1
 
-        key = next(head.partition(b":")[2].strip() for head in rest.split(b"\r\n") if head.lower().startswith(b"sec-websocket-key"))
+        key = next(
+            head.partition(b":")[2].strip() for head in rest.split(b"\r\n") if head.lower().startswith(b"sec-websocket-key")
+        )
         accept = b64encode(sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
         return b"HTTP/1.1 101 ok\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
 
@@ -266,25 +269,33 @@ class Servers:
         self.folder, self.services = folder, services
         self.certificates = folder / "ca.pem"
         self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
         self._open: list[Callable[[], None]] = []
 
-    def __enter__(self) -> Servers:
+    def __enter__(self) -> Self:
         from agentguard.testing.provider import Provider
 
         provider = Provider(port=world.PROVIDER)
         self._open.append(provider.close)
         ready = threading.Event()
         self._loop.call_soon(lambda: self._loop.create_task(self._listen(ready)))
-        threading.Thread(target=self._loop.run_forever, name="servers", daemon=True).start()
+        self._thread.start()
         if not ready.wait(20):
             message = "the servers of the battery do not listen"
             raise TimeoutError(message)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
         for close in self._open:
             close()
+        self._loop.call_soon_threadsafe(self._end)
+        self._thread.join(2)
+
+    def _end(self) -> None:
+        """Leave no connection half answered, and stop."""
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.call_later(0.05, self._loop.stop)
 
     async def _listen(self, ready: threading.Event) -> None:
         context = self._tls()
@@ -326,7 +337,8 @@ class Servers:
         return context
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await Web(self, reader, writer).serve()
+        with suppress(asyncio.CancelledError):  # the end of the servers
+            await Web(self, reader, writer).serve()
 
     def _receive(self, opened: socket.socket, receive: Callable[[bytes, object], None]) -> None:
         opened.setblocking(False)
@@ -362,7 +374,9 @@ class Servers:
 
         def receive(data: bytes, sender: object) -> None:
             kind = data[(data[0] & 15) * 4] if family == socket.AF_INET else data[0]
-            if kind in {8, 128} and world.TOKEN.search(data.decode("latin-1")):  # an echo request, no complaint about another packet
+            if kind in {8, 128} and world.TOKEN.search(
+                data.decode("latin-1")
+            ):  # an echo request, no complaint about another packet
                 self.log.add(world.DENIED4, 0, "icmp", data)
 
         self._receive(opened, receive)
@@ -370,7 +384,7 @@ class Servers:
     async def _unix(self, path: str) -> None:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             contact = self.log.add("127.0.0.1", 0, f"unix {path!r}", is_allowed=False)
-            with suppress(OSError):
+            with suppress(OSError, asyncio.CancelledError):
                 while data := await reader.read(65536):
                     contact.said += data
                     writer.write(b"HTTP/1.1 200 ok\r\nContent-Length: 2\r\n\r\n{}")
@@ -384,6 +398,4 @@ class Servers:
         opened = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         opened.bind(path)
         Path(path).chmod(0o666)
-        self._receive(
-            opened, lambda data, _: self.log.add("127.0.0.1", 0, f"unix {path!r}", data, is_allowed=False) and None
-        )
+        self._receive(opened, lambda data, _: self.log.add("127.0.0.1", 0, f"unix {path!r}", data, is_allowed=False) and None)

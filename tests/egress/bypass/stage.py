@@ -23,7 +23,7 @@ def enter(arguments: list[str]) -> None:
     """Start this program again in namespaces of its own. When the parent dies, so does everything in them."""
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
     own = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--ipc", *as_root]
-    os.execvp("unshare", ["unshare", *own, sys.executable, *arguments])  # noqa: S606
+    os.execvp("unshare", ["unshare", *own, sys.executable, *arguments])
 
 
 def is_entered() -> bool:

@@ -59,7 +59,6 @@ def broken(found: dict[str, Any]) -> dict[str, str]:
     return {result["name"]: result["said"] for result in found["controls"] if result["outcome"] != "works"}
 
 
-
 pytestmark = [
     pytest.mark.needs("unshare", "ip", "mount"),
     pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's"),

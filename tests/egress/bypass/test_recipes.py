@@ -25,7 +25,15 @@ for name in sys.argv[2:]:
     except OSError:
         print(name, "closed")
 """
-TRIED = (f"{ALLOWED}:443", f"{ALLOWED}:8080", f"{DENIED}:443", f"{METADATA}:80", f"{NAMESERVER}:53", f"{NAMESERVER}:80", "127.0.0.1:80")
+TRIED = (
+    f"{ALLOWED}:443",
+    f"{ALLOWED}:8080",
+    f"{DENIED}:443",
+    f"{METADATA}:80",
+    f"{NAMESERVER}:53",
+    f"{NAMESERVER}:80",
+    "127.0.0.1:80",
+)
 
 
 def try_from_inside(user: str, *, with_rules: bool) -> dict[str, str]:

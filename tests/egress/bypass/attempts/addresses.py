@@ -105,7 +105,8 @@ def _curl(url):
 
 
 CLIENTS = {
-    "socket": (_raw, ()), "http.client": (_http_client, ()), "urllib": (_urllib, ()), "requests": (_requests, ("module:requests",)),
+    "socket": (_raw, ()), "http.client": (_http_client, ()), "urllib": (_urllib, ()),
+    "requests": (_requests, ("module:requests",)),
     "httpx2": (_httpx2, ("module:httpx2",)), "aiohttp": (_aiohttp, ("module:aiohttp",)), "curl": (_curl, ("program:curl",)),
 }  # fmt: skip
 QUICK = {"mapped", "decimal", "metadata", "private behind a wildcard", "suffix"}

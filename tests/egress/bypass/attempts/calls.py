@@ -268,8 +268,22 @@ def _tfo_after_unspec(opened, to, data):
     opened.sendto(data, FASTOPEN, to)
 
 
-FAST = (_tfo_sendto, _tfo_sendmsg, _tfo_option, _tfo_ctypes_sendto, _tfo_ctypes_sendmsg, _tfo_sendmmsg, _tfo_high_bits, _tfo_more_flags, _tfo_after_unspec)
-KINDS = {"v4": (socket.AF_INET, 0, (world.DENIED4, 80)), "v6": (socket.AF_INET6, 0, (world.DENIED6, 80)), "mptcp": (socket.AF_INET, 262, (world.DENIED4, 80))}
+FAST = (
+    _tfo_sendto,
+    _tfo_sendmsg,
+    _tfo_option,
+    _tfo_ctypes_sendto,
+    _tfo_ctypes_sendmsg,
+    _tfo_sendmmsg,
+    _tfo_high_bits,
+    _tfo_more_flags,
+    _tfo_after_unspec,
+)
+KINDS = {
+    "v4": (socket.AF_INET, 0, (world.DENIED4, 80)),
+    "v6": (socket.AF_INET6, 0, (world.DENIED6, 80)),
+    "mptcp": (socket.AF_INET, 262, (world.DENIED4, 80)),
+}
 
 
 def _fast(aim, way, family, protocol, to):
@@ -378,7 +392,19 @@ def raw_icmp(aim):
 
 def _udp_packet(data):
     udp = struct.pack(">HHHH", 4444, world.UDP, 8 + len(data), 0) + data
-    head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, socket.inet_aton(world.ALLOWED4), socket.inet_aton(world.DENIED4))
+    head = struct.pack(
+        ">BBHHHBBH4s4s",
+        0x45,
+        0,
+        20 + len(udp),
+        1,
+        0,
+        64,
+        17,
+        0,
+        socket.inet_aton(world.ALLOWED4),
+        socket.inet_aton(world.DENIED4),
+    )
     total = sum(struct.unpack(">10H", head))
     total = (total & 0xFFFF) + (total >> 16)
     return head[:10] + struct.pack(">H", ~total & 0xFFFF) + head[12:] + udp
@@ -543,7 +569,13 @@ def vfork_child(aim):
     fd = tcp().detach()
     clone_files, clone_vm = 0x400, 0x100
     stack = machine.page(low=False) + 4096 - 16
-    call = machine.page(b"\xb8\x2a\0\0\0\xbf" + struct.pack("<I", fd) + b"\x48\xbe" + struct.pack("<Q", page(TO4)) + b"\xba\x10\0\0\0\x0f\x05\xb8\x3c\0\0\0\x31\xff\x0f\x05")
+    call = machine.page(
+        b"\xb8\x2a\0\0\0\xbf"
+        + struct.pack("<I", fd)
+        + b"\x48\xbe"
+        + struct.pack("<Q", page(TO4))
+        + b"\xba\x10\0\0\0\x0f\x05\xb8\x3c\0\0\0\x31\xff\x0f\x05"
+    )
     child = LIBC.clone(ctypes.c_void_p(call), ctypes.c_void_p(stack), clone_files | clone_vm | 17, None)
     checked(child)
     os.waitpid(child, 0)

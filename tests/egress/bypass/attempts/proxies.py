@@ -213,7 +213,9 @@ def socks_module(aim):
 
 @attempt("proxies", "program:curl")
 def socks_curl(aim):
-    subprocess.run(["curl", "-sm2", "-o", "/dev/null", "--socks4a", f"denied.test:{world.SOCKS}", aim.url("allowed.test")], check=False)
+    subprocess.run(
+        ["curl", "-sm2", "-o", "/dev/null", "--socks4a", f"denied.test:{world.SOCKS}", aim.url("allowed.test")], check=False
+    )
 
 
 @attempt("proxies", "module:pycurl")
@@ -494,7 +496,9 @@ def server_name_httpx2(aim):
     import httpx2
 
     with httpx2.Client(timeout=2) as client:
-        request = client.build_request("GET", aim.url("allowed.test", scheme="https"), extensions={"sni_hostname": "four.denied.test"})
+        request = client.build_request(
+            "GET", aim.url("allowed.test", scheme="https"), extensions={"sni_hostname": "four.denied.test"}
+        )
         client.send(request)
 
 

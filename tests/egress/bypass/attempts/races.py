@@ -198,7 +198,10 @@ def length_of_a_message_name(aim):
     at = machine.page(bytes(header))
     offset = MsgHdr.namelen.offset
     until = deadline()
-    with Turning(at + offset, b"\0" * 8, bytes(header)[offset : offset + 8]), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+    with (
+        Turning(at + offset, b"\0" * 8, bytes(header)[offset : offset + 8]),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened,
+    ):
         while time.monotonic() < until:
             LIBC.sendmsg(opened.fileno(), ctypes.c_void_p(at), 0)
 
@@ -334,7 +337,8 @@ def many_at_once(aim):
 def exec_while_connecting(aim):
     import sys
 
-    code = f"import socket; s=socket.create_connection(('{world.DENIED4}', 80), 2); s.sendall(b'GET /{aim.token} HTTP/1.0\\r\\n\\r\\n')"
+    code = f"import socket; s=socket.create_connection(('{world.DENIED4}', 80), 2);"
+    code += f"s.sendall(b'GET /{aim.token} HTTP/1.0\\r\\n\\r\\n')"
     child = os.fork()
     if child == 0:
         threading.Thread(target=lambda: socket.socket().connect_ex((world.DENIED4, 80)), daemon=True).start()

@@ -456,7 +456,8 @@ def _in_a_c_callback(run):
 
 
 def _in_a_generator(run):
-    list(run() for _ in range(1))
+    for _ in (run() for _ in range(1)):
+        pass
 
 
 def _in_exec(run):

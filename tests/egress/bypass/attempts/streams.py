@@ -83,9 +83,7 @@ async def datagram(aim):
 
 
 async def datagram_sendto(aim):
-    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-        asyncio.DatagramProtocol, local_addr=("0.0.0.0", 0)
-    )
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=("0.0.0.0", 0))
     transport.sendto(aim.secret, (world.DENIED4, world.UDP))
     await asyncio.sleep(0.05)
     transport.close()

