@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentguard.egress.kernel import abi, channel
+from agentguard.egress.kernel.cut_off import CutOff
 from agentguard.egress.kernel.filter import build
-from agentguard.egress.kernel.install import CutOff, install
+from agentguard.egress.kernel.install import install
 from agentguard.egress.kernel.lookups import looks_up_over_tcp
 from agentguard.egress.kernel.survey import look_at_descriptors
 from agentguard.errors import EnforcementUnavailable

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from agentguard.egress.boundary import Boundary
-    from agentguard.errors import EnforcementUnavailable
     from agentguard.policy import Policy
 
 logger = logging.getLogger("agentguard")
@@ -59,6 +58,7 @@ def _hold(policy: Policy, enforcement: str, *, is_program: bool, reload: str) ->
     if enforcement == "in_process":
         return False
     from agentguard.egress.boundary import Boundary  # only for who needs it: most programs are held in process
+    from agentguard.egress.kernel.cut_off import CutOff
     from agentguard.egress.own import own_endpoints
     from agentguard.errors import EnforcementUnavailable
 
@@ -68,7 +68,7 @@ def _hold(policy: Policy, enforcement: str, *, is_program: bool, reload: str) ->
     try:
         _put_on(boundary, is_program=is_program, reload=reload)
     except EnforcementUnavailable as error:
-        if enforcement == "kernel" or is_cut_off(error):
+        if enforcement == "kernel" or isinstance(error, CutOff):
             raise
         logger.warning(
             "agentguard: %s; egress is enforced in process only: native code and other programs pass. See `agentguard doctor`",
@@ -104,20 +104,13 @@ def follow(policy: Policy) -> None:
             return  # the supervisor reads the file itself, or holds another one
         is_whole = narrow(Boundary.of(policy, own_endpoints(os.environ.get("AGENTGUARD_STORE") or policy.store)))
     except NoSupervisor:
-        logger.exception(
-            "agentguard: the changed policy is in force in process; the kernel could not be told of it"
-        )
+        logger.exception("agentguard: the changed policy is in force in process; the kernel could not be told of it")
         return
     if not is_whole:
         logger.warning(
             "agentguard: the changed policy may open more than the kernel holds open, which only narrows while it runs; "
             "start the program anew, or by `agentguard run --reload`"
         )
-
-
-def is_cut_off(error: EnforcementUnavailable) -> bool:
-    """Whether it was too late to go back: the filter stands, and nothing connects."""
-    return type(error).__name__ == "CutOff"
 
 
 class Outlook(NamedTuple):

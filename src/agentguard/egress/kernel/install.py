@@ -10,15 +10,12 @@ import threading
 from typing import TYPE_CHECKING, Self
 
 from agentguard.egress.kernel import abi, landlock
+from agentguard.egress.kernel.cut_off import CutOff
 from agentguard.egress.kernel.filter import allow_everything
 from agentguard.errors import EnforcementUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-class CutOff(EnforcementUnavailable):
-    """The filter stands, and nobody answers behind it: from now on nothing of this process connects."""
 
 
 class _Program(ctypes.Structure):

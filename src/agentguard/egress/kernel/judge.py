@@ -36,7 +36,7 @@ class Judge:
     """
 
     def __init__(self, boundary: Boundary, pins: Pins, hosts: dict[str, frozenset[str]], folders: Iterable[str]) -> None:
-        self.pins = pins
+        self.pins: Pins = pins
         self._hosts = hosts
         self._folders = tuple(os.path.realpath(folder) for folder in folders)
         self._boundaries: tuple[Boundary, ...] = ()

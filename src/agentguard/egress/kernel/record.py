@@ -88,7 +88,6 @@ class Record:
         self._told: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._file = self._open()
-        self.count: int = 0
 
     def refuse(
         self, what: str, who: Who, host: str, verdict: Verdict, *, ip: str = "", port: int = 0, enforced: bool = True
@@ -121,7 +120,6 @@ class Record:
                     os.replace(self._path, self._path + ".1")
                     self._file = self._open()
                 os.write(self._file, line)
-            self.count += 1
 
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

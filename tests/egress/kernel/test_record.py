@@ -1,0 +1,92 @@
+"""What was refused is written down, told to who listens, and said once per host to who looks."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from agentguard.egress.kernel.record import Record, Who
+from agentguard.policy.hosts import Verdict
+
+DENIED = Verdict(False, "not in external_calls.allowed_domains (agentguard.yaml:4)", "external_calls.allowed_domains")
+
+
+@pytest.fixture
+def terminal():
+    reading, writing = os.pipe()
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_refusal_is_a_line_with_rule_and_remedy(tmp_path):
+    heard = []
+    record = Record(str(tmp_path / "log"), None, heard.append)
+
+    record.refuse("connect", Who(7, "curl"), "evil.test", DENIED, ip="1.2.3.4", port=443)
+
+    line = json.loads((tmp_path / "log").read_text())
+    assert (line["event"], line["program"], line["host"], line["ip"], line["port"]) == (
+        "refused",
+        "curl",
+        "evil.test",
+        "1.2.3.4",
+        443,
+    )
+    assert line["rule"] == "external_calls.allowed_domains"
+    assert "agentguard policy explain evil.test" in line["remedy"]
+    assert heard[0].host == "evil.test"
+
+
+def test_a_terminal_is_told_once_a_host(tmp_path, terminal):
+    reading, writing = terminal
+    record = Record(str(tmp_path / "log"), writing, lambda _: None)
+
+    for _ in range(3):
+        record.refuse("connect", Who(7, "curl"), "evil.test", DENIED, port=443)
+    record.refuse("connect", Who(7, "curl"), "other.test", DENIED, port=443)
+
+    told = os.read(reading, 4096).decode()
+    assert told.count("evil.test':443") == told.count("other.test':443") == 1
+    assert "agentguard: curl (7) may not reach 'evil.test':443: not in external_calls.allowed_domains (agentguard.yaml:4)" in told
+
+
+def test_a_program_cannot_steer_the_terminal_by_its_names(tmp_path, terminal):
+    reading, writing = terminal
+    record = Record(str(tmp_path / "log"), writing, lambda _: None)
+
+    record.refuse("unix", Who(7, "\x1b[2Jx"), "/tmp/\x1b]0;owned\x07", DENIED)
+
+    assert b"\x1b" not in os.read(reading, 4096)
+
+
+@pytest.mark.parametrize(
+    ("what", "rule", "remedy"),
+    [
+        ("connect", "external_calls.allow_private", "Write external_calls.allow_private: true"),
+        ("connect", "external_calls.blocked_domains", "Remove it from external_calls.blocked_domains"),
+        ("unix", "external_calls.unix_sockets", "to external_calls.unix_sockets"),
+        ("socket", "external_calls.allow_udp", "Write external_calls.allow_udp: true"),
+    ],
+)
+def test_the_remedy_fits_the_rule(tmp_path, what, rule, remedy):
+    heard = []
+    record = Record(str(tmp_path / "log"), None, heard.append)
+
+    record.refuse(what, Who(), "something", Verdict(False, "why", rule))
+
+    assert remedy in heard[0].remedy
+
+
+def test_a_log_starts_anew_when_it_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr("agentguard.egress.kernel.record._MOST_BYTES", 1000)
+    record = Record(str(tmp_path / "log"), None, lambda _: None)
+
+    for number in range(50):
+        record.note("something", number=number)
+
+    assert (tmp_path / "log").stat().st_size < 1200
+    assert (tmp_path / "log.1").stat().st_size < 1200
+    assert json.loads((tmp_path / "log").read_text().splitlines()[-1])["number"] == 49
