@@ -10,11 +10,14 @@ from agentguard.stores.memory import MemoryStore
 from agentguard.stores.sqlite import SqliteStore
 from agentguard.testing.clock import FrozenClock
 
+from .redis_server import PROGRAM, Server, clocked
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from agentguard.stores.base import Store
+    from agentguard.stores.redis import RedisStore
 
 
 @pytest.fixture
@@ -34,8 +37,24 @@ def sqlite(path: Path, clock: FrozenClock) -> Iterator[SqliteStore]:
     store.close()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """One redis-server for all tests of a run; each empties it."""
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis(server: Server, clock: FrozenClock) -> Iterator[RedisStore]:
+    server.ask("FLUSHALL")
+    store = clocked(server.url, clock)
+    yield store
+    store.close()
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("redis", marks=pytest.mark.needs(PROGRAM))])
 def store(request: pytest.FixtureRequest, clock: FrozenClock) -> Store:
     if request.param == "memory":
         return MemoryStore(clock)
-    return request.getfixturevalue("sqlite")
+    return request.getfixturevalue(request.param)

@@ -1,0 +1,127 @@
+"""Scripts asked by the tasks of an event loop: those that ask in the same moment travel together."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import redis
+
+from agentguard.stores.redis._link import SILENCE
+from agentguard.stores.redis._urls import open_async_client
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agentguard.stores.redis._link import Link
+
+MOST_TOGETHER = 64
+
+
+class Question(NamedTuple):
+    """A script to run, and who waits for its answer."""
+
+    name: str
+    keys: Sequence[str]
+    arguments: Sequence[str | bytes | int]
+    answer: asyncio.Future[Any]
+
+
+class Batches:
+    """The event loops of this process, each with a client of its own."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Batch] = weakref.WeakKeyDictionary()
+
+    async def run(self, name: str, keys: Sequence[str], arguments: Sequence[str | bytes | int] = ()) -> Any:
+        """Run a script. Raises as `Link.run` does."""
+        self._link.breaker.check()
+        loop = asyncio.get_running_loop()
+        batch = self._loops.get(loop)
+        if batch is None:
+            batch = self._loops[loop] = Batch(self._link)
+        question = Question(name, keys, self._link.scripts.arguments(arguments), loop.create_future())
+        batch.ask(question)
+        return await question.answer
+
+    async def close(self) -> None:
+        """Free the connections of the running loop."""
+        batch = self._loops.pop(asyncio.get_running_loop(), None)
+        if batch is not None:
+            await batch.close()
+
+    def drop(self) -> None:
+        """Forget the connections: in a forked child they are the parent's."""
+        self._loops = weakref.WeakKeyDictionary()
+
+
+class Batch:
+    """One loop's questions. While one batch is under way the next one gathers, so that load makes batches larger."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._client: Any = open_async_client(link.address)
+        self._waiting: list[Question] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    def ask(self, question: Question) -> None:
+        """Have a question sent with those that wait; at the end of this round of the loop when none is under way."""
+        self._waiting.append(question)
+        if self._sending is None:
+            self._sending = asyncio.get_running_loop().create_task(self._send())
+
+    async def close(self) -> None:
+        """Free the connections."""
+        if self._sending is not None:
+            await self._sending
+        await self._client.aclose()
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                together, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
+                await self._answer(together)
+        finally:
+            self._sending = None
+
+    async def _answer(self, questions: list[Question]) -> None:
+        try:
+            async with asyncio.timeout(self._link.address.timeout_seconds):
+                answers = await self._ask_all(questions)
+        except (*SILENCE, TimeoutError) as error:
+            answers = [self._link.no_answer(error)] * len(questions)
+        except redis.RedisError as error:
+            answers = [self._link.refusal(error)] * len(questions)
+        for question, answer in zip(questions, answers, strict=True):
+            if question.answer.done():
+                continue
+            if isinstance(answer, redis.RedisError):
+                question.answer.set_exception(self._link.refusal(answer))
+            elif isinstance(answer, BaseException):
+                question.answer.set_exception(answer)
+            else:
+                question.answer.set_result(answer)
+
+    async def _ask_all(self, questions: list[Question]) -> list[Any]:
+        try:
+            answers = await self._pipeline(questions)
+        except (redis.ConnectionError, OSError):
+            answers = await self._pipeline(questions)  # a restarted server leaves broken connections
+        if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
+            for name in {question.name for question in questions}:
+                await self._client.script_load(self._link.scripts.named(name).text)
+            unknown = [place for place, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
+            again = await self._pipeline([questions[place] for place in unknown])
+            for place, answer in zip(unknown, again, strict=True):
+                answers[place] = answer
+        return answers
+
+    async def _pipeline(self, questions: list[Question]) -> list[Any]:
+        named = self._link.scripts.named
+        pipeline = self._client.pipeline(transaction=False)
+        for name, keys, arguments, _ in questions:
+            pipeline.execute_command("EVALSHA", named(name).sha, len(keys), *keys, *arguments)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        return answers

@@ -1,0 +1,99 @@
+"""A thread that hears what the server publishes."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from agentguard.errors import StoreUnavailable
+from agentguard.stores._watchers import Watchers
+from agentguard.stores.redis._urls import open_client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentguard.stores._watchers import Watch
+    from agentguard.stores.redis._link import Link
+
+_LOOK_SECONDS = 1.0
+_RETRY_SECONDS = (0.005, 0.25)
+
+
+class Listener:
+    """Tells watchers of what is said on one channel, as long as there are any.
+
+    A message is a hint: whoever is told reads the truth. So a subscription that has just begun to stand tells too,
+    since a message may have been missed; and about every second a number is looked at that every message changes.
+
+    Args:
+        link: The way to the server.
+        channel: What to listen to.
+        look: Reads the number; None when there is none.
+    """
+
+    def __init__(self, link: Link, channel: str, look: Callable[[], object] | None = None) -> None:
+        self.watchers: Watchers = Watchers()
+        self._link = link
+        self._channel = channel
+        self._look = look
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    def add(self, on_change: Callable[[], None]) -> Watch:
+        """Tell `on_change` from now on."""
+        watch = self.watchers.add(on_change)
+        self._start()
+        return watch
+
+    def restart(self) -> None:
+        """Go on in a forked child, which has no threads."""
+        self.watchers.lock = threading.Lock()
+        self._thread = None
+        if self.watchers:
+            self._start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._is_closed = True
+
+    def _start(self) -> None:
+        with self.watchers.lock:
+            if self._thread is None:
+                self._is_closed = False
+                self._thread = threading.Thread(target=self._run, name="agentguard-store-listen", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        wait, longest = _RETRY_SECONDS
+        while not self._is_done():
+            try:
+                self._listen()
+                wait, longest = _RETRY_SECONDS
+            except (redis.RedisError, OSError, StoreUnavailable):
+                time.sleep(wait)
+                wait = min(2 * wait, longest)
+
+    def _listen(self) -> None:
+        # A client of its own: whoever closes the store's does not tear the connection from under this thread.
+        with closing(open_client(self._link.address)) as client, client.pubsub() as subscription:
+            subscription.subscribe(self._channel)
+            seen: Any = None
+            while not self._is_done():
+                message = subscription.get_message(timeout=_LOOK_SECONDS * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load
+                if message is not None:
+                    self.watchers.announce()
+                elif self._look is not None and (number := self._look()) != seen:
+                    seen = number
+                    self.watchers.announce()
+
+    def _is_done(self) -> bool:
+        with self.watchers.lock:
+            if self._is_closed or not self.watchers:
+                self._thread = None
+                return True
+            return False

@@ -1,0 +1,147 @@
+"""From a URL to clients: one server, one behind sentinels, or a cluster; with timeouts that a call can bear."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit, urlunsplit
+
+import redis
+import redis.asyncio as aio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from agentguard.errors import PolicyError, Problem
+
+TIMEOUT_SECONDS = 0.05
+"""How long a connection or an answer may take. The client's own default lets a frozen server block a call for ever."""
+
+SCHEMES = frozenset({"redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"})
+_PORT = 6379
+_SENTINEL_PORT = 26379
+_SECONDS = re.compile(r"\d+(\.\d+)?|\.\d+")
+
+
+class Address(NamedTuple):
+    """What a URL says.
+
+    Attributes:
+        url: As redis-py reads it, without what is ours.
+        shown: Without credentials, for messages.
+        fleet: The fleet that it names; empty when it names none.
+        kind: `single`, `sentinel` or `cluster`.
+        hosts: The sentinels, or the cluster's nodes to begin with.
+        service: The name that the sentinels know the server by.
+        timeout_seconds: How long a connection or an answer may take.
+    """
+
+    url: str
+    shown: str
+    fleet: str
+    kind: str
+    hosts: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+    timeout_seconds: float = TIMEOUT_SECONDS
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Read a URL: `redis://`, `rediss://` (TLS) or `unix://`, and `redis+sentinel://HOST,HOST/SERVICE/DB`, `redis+cluster://HOST,HOST`.
+
+        `?fleet=NAME` and `?timeout=SECONDS` are ours; the other options are redis-py's (`ssl_ca_certs`, `ssl_certfile`, `username`, ...).
+
+        Raises:
+            PolicyError: It is none of these.
+        """
+        parts = urlsplit(url)
+        scheme, _, kind = parts.scheme.partition("+")
+        options = parse_qs(parts.query)
+        fleet = options.pop("fleet", [""])[0]
+        timeout = options.pop("timeout", [str(TIMEOUT_SECONDS)])[0]
+        query = urlencode(options, doseq=True)
+        credentials, _, places = parts.netloc.rpartition("@")
+        shown = urlunsplit((parts.scheme, places, parts.path, "", ""))
+        if parts.scheme not in SCHEMES or (not places and scheme != "unix") or not _SECONDS.fullmatch(timeout):
+            raise _no_url(shown)
+        if not kind:
+            url = urlunsplit((scheme, parts.netloc, parts.path, query, ""))
+            return cls(url, shown, fleet, "single", timeout_seconds=float(timeout))
+        hosts = tuple(_place(place, _SENTINEL_PORT if kind == "sentinel" else _PORT) for place in places.split(","))
+        service, _, database = parts.path.strip("/").partition("/")
+        if kind == "sentinel" and not service:
+            raise _no_url(shown)
+        if kind == "cluster":
+            service, database = "", ""
+        host, port = hosts[0]
+        netloc = f"{credentials}@{host}:{port}" if credentials else f"{host}:{port}"
+        path = f"/{database}" if database else ""
+        url = urlunsplit((scheme, netloc, path, query, ""))
+        return cls(url, shown, fleet, kind, hosts, unquote(service), float(timeout))
+
+
+def open_client(address: Address) -> Any:
+    """A client that never waits longer than the address says, and never asks again by itself."""
+    options: dict[str, Any] = _timeouts(address) | {"retry": Retry(NoBackoff(), 0)}
+    if address.kind == "single":
+        return redis.Redis.from_url(address.url, **options)
+    if address.kind == "cluster":
+        nodes = [_untyped(redis.cluster.ClusterNode)(host, port) for host, port in address.hosts]
+        del options["retry"]
+        return redis.RedisCluster(
+            startup_nodes=nodes, cluster_error_retry_attempts=1, **_of_cluster(address), **_timeouts(address)
+        )
+    sentinel = _untyped(redis.Sentinel)(address.hosts, sentinel_kwargs=options | _transport(address), **options)
+    return sentinel.master_for(address.service, **_said(address))
+
+
+def open_async_client(address: Address) -> Any:
+    """The same for an event loop."""
+    options: dict[str, Any] = _timeouts(address) | {"retry": AsyncRetry(NoBackoff(), 0)}
+    if address.kind == "single":
+        return aio.Redis.from_url(address.url, **options)
+    if address.kind == "cluster":
+        nodes = [aio.cluster.ClusterNode(host, port) for host, port in address.hosts]
+        return aio.RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=1, **_of_cluster(address), **_timeouts(address))
+    sentinel = _untyped(aio.Sentinel)(address.hosts, sentinel_kwargs=options | _transport(address), **options)
+    return sentinel.master_for(address.service, **_said(address))
+
+
+def _timeouts(address: Address) -> dict[str, Any]:
+    seconds = address.timeout_seconds
+    return {"socket_timeout": seconds, "socket_connect_timeout": seconds, "socket_keepalive": True}
+
+
+def _untyped(callee: Any) -> Any:
+    """A part of redis-py that has no types."""
+    return callee
+
+
+def _said(address: Address) -> dict[str, Any]:
+    """What the URL says of the connection: credentials, database, TLS."""
+    said = dict(_untyped(redis.connection.parse_url)(address.url))
+    is_tls = said.pop("connection_class", None) is redis.SSLConnection
+    for name in ("host", "port"):
+        said.pop(name, None)
+    return said | ({"ssl": True} if is_tls else {})
+
+
+def _of_cluster(address: Address) -> dict[str, Any]:
+    return {name: value for name, value in _said(address).items() if name != "db"}
+
+
+def _transport(address: Address) -> dict[str, Any]:
+    """Sentinels speak TLS when the server does; they have credentials of their own, if any."""
+    return {name: value for name, value in _said(address).items() if name.startswith("ssl")}
+
+
+def _place(place: str, usual: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{place}")
+    return parts.hostname or "localhost", parts.port or usual
+
+
+def _no_url(shown: str) -> PolicyError:
+    message = (
+        "expected redis://HOST:6379/0, rediss://... for TLS, redis+sentinel://HOST:26379,HOST/SERVICE/0 "
+        "or redis+cluster://HOST:6379,HOST"
+    )
+    return PolicyError(shown, (Problem("", 0, 0, "store", message),))

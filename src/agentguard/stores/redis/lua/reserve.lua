@@ -1,0 +1,115 @@
+-- KEYS: state, control, isolations, open, hold, rows ...   ARGV: generation, id, holder, microseconds to hold, force, amounts ...,
+-- subjects ...
+-- Returns the time when all was taken and there is nothing else to say; {'granted', time, crossed, refused};
+-- {'refused', refused}; {'lost'} when this process knows another generation.
+local found = redis.call('MGET', unpack(KEYS))
+local state, control, hold = found[1], found[2], found[5]
+if is_lost(state, ARGV[1]) then
+  return {'lost'}
+end
+if hold then
+  local _, answer = struct.unpack('<I4c0I4c0', hold)
+  return answer == '' and 0 or cmsgpack.unpack(answer)
+end
+local count = #KEYS - 5
+if control and struct.unpack('<d', control, 9) > 0 then
+  for place = 6 + count, #ARGV do
+    if redis.call('HEXISTS', KEYS[3], ARGV[place]) == 1 then
+      return {'refused', {'isolated', ARGV[place], 0, 0, 0, 0, ''}}
+    end
+  end
+end
+local time = micros()
+local now = time / 1000000
+local force = ARGV[5] == '1'
+if count > 0 then
+  local learning = struct.unpack('<d', state, 25)
+  if time < learning then
+    return {'refused', {'unregistered', KEYS[6], 0, 0, 0, 0, string.format('%.17g', learning / 1000000)}}
+  end
+end
+
+local rows, moved = {}, {}
+local exhausted, contended, missing
+for place = 1, count do
+  local raw = found[place + 5]
+  if not raw then
+    missing = place
+    break
+  end
+  local asked = tonumber(ARGV[place + 5])
+  local held, _, spent, amount, ends = struct.unpack('<ddddd', raw)
+  if now >= ends then
+    local row = unpack_row(KEYS[place + 5], raw)
+    advance(row, now)
+    rows[place] = row
+    moved[#moved + 1] = place
+    held, spent = row.held, row.spent
+  end
+  if held + spent + asked > amount then
+    if spent + asked > amount then
+      exhausted = exhausted or place
+    else
+      contended = contended or place
+    end
+  end
+end
+
+local writes = {}
+local refused
+local first = missing or exhausted or contended
+if first then
+  if missing then
+    refused = {'unregistered', KEYS[missing + 5], 0, 0, 0, 0, ''}
+  else
+    local row = rows[first] or unpack_row(KEYS[first + 5], found[first + 5])
+    refused = refusal(exhausted and 'exhausted' or 'contended', row, tonumber(ARGV[first + 5]))
+  end
+  if missing or not force then
+    for _, place in ipairs(moved) do  -- a window never moves back, not even when the clock does so after a refusal
+      writes[#writes + 1] = KEYS[place + 5]
+      writes[#writes + 1] = pack_row(rows[place])
+    end
+    if #writes > 0 then
+      redis.call('MSET', unpack(writes))
+    end
+    return {'refused', refused}
+  end
+end
+
+local crossed, items = {}, {}
+for place = 1, count do
+  local key, raw, row = KEYS[place + 5], found[place + 5], rows[place]
+  local asked = tonumber(ARGV[place + 5])
+  local held, _, _, _, _, start, code, id = struct.unpack('<dddddddd', raw)
+  local unit = code % 10
+  writes[#writes + 1] = key
+  if not row and unit ~= CALLS and code < 10 * ROLLING then
+    writes[#writes + 1] = struct.pack('<dd', held + asked, now) .. string.sub(raw, 17)
+  else
+    row = row or unpack_row(key, raw)
+    start = row.start
+    row.used_at = now
+    if unit == CALLS then
+      add(row, asked, 0, start)
+      tell(row, crossed)
+    else
+      add(row, 0, asked, start)
+    end
+    writes[#writes + 1] = pack_row(row)
+  end
+  if unit ~= CALLS then
+    items[#items + 1] = pack_item(key, id, start, asked, 0)
+  end
+end
+local answer = time
+local written = ''
+if refused or #crossed > 0 then
+  answer = {'granted', time, crossed, refused or {}}
+  written = cmsgpack.pack(answer)
+end
+writes[#writes + 1] = KEYS[5]
+writes[#writes + 1] = pack_hold(ARGV[3], written, table.concat(items))
+redis.call('MSET', unpack(writes))
+redis.call('ZADD', KEYS[4], string.format('%.0f', time + ARGV[4]), ARGV[2])
+return answer
