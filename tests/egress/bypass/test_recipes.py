@@ -38,7 +38,7 @@ TRIED = (
 
 def try_from_inside(user: str, *, with_rules: bool) -> dict[str, str]:
     """What can be reached in a network namespace with the page's rules, or without."""
-    rules = PAGE.read_text(encoding="utf-8").partition("```nft\n")[2].partition("```")[0]
+    rules = "table inet agents" + PAGE.read_text(encoding="utf-8").partition("table inet agents")[2].partition("```")[0]
     assert "reject" in rules
     addresses = "".join(f"ip addr add {address}/32 dev lo\n" for address in (ALLOWED, DENIED, METADATA, NAMESERVER))
     script = f"set -e\nip link set lo up\n{addresses}"
