@@ -390,7 +390,8 @@ class Guard:
     # --- the store --------------------------------------------------------------------------------------------------
 
     def _reserve(self, request: Reserve, ask: ReserveRows) -> Refused | None:
-        self._settle_due()
+        if self.in_force.reports or not self._ended.empty():
+            self._settle_due()
         try:
             self.in_force.register(ask.rows, self.store)
             answer = self.store.reserve(request)
@@ -546,8 +547,7 @@ class Guard:
 
     def _settle_due(self) -> None:
         """Charge the calls that a decision has to know of. In report mode, all: nothing is asked twice there."""
-        if not self._ended.empty():
-            self._settle_from(self._ended)
+        self._settle_from(self._ended)
         if self.in_force.reports:
             self._settle_from(self._roomy)
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agentguard.admission import Admission
-    from agentguard.guard import Guard
     from agentguard.integrations._seam import Resolve, Wrapper
 
     Prepare = Callable[[Any], bool]
@@ -97,18 +96,13 @@ def _begun(
     return ((args[0], changed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "options": changed})
 
 
-def _is_seen(guard: Guard, options: Any) -> bool:
-    """Whether a seam above us has this very call: a second seam on it passes it through."""
-    current = CURRENT.get()
-    return current is not None and current.origin is options and current.guard is guard
-
-
 def _request(prepare: Prepare | None, verify: Callable[[str], None]) -> Callable[[Resolve], Wrapper]:
     def wrap(resolve: Resolve) -> Wrapper:
         def request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             guard = resolve()
             options = args[1] if len(args) > 1 else kwargs["options"]
-            if guard is None or OWN_TRAFFIC.get() or _is_seen(guard, options):
+            seen = CURRENT.get()  # by a second seam on this very call, which this one then passes through
+            if guard is None or OWN_TRAFFIC.get() or (seen is not None and seen.origin is options):
                 return wrapped(*args, **kwargs)
             traces_itself = prepare is not None and prepare(client)
             verify(_library_below(client._client.__class__))
@@ -137,7 +131,8 @@ def _arequest(prepare: Prepare | None, verify: Callable[[str], None]) -> Callabl
         async def request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             guard = resolve()
             options = args[1] if len(args) > 1 else kwargs["options"]
-            if guard is None or OWN_TRAFFIC.get() or _is_seen(guard, options):
+            seen = CURRENT.get()  # by a second seam on this very call, which this one then passes through
+            if guard is None or OWN_TRAFFIC.get() or (seen is not None and seen.origin is options):
                 return await wrapped(*args, **kwargs)
             traces_itself = prepare is not None and prepare(client)
             verify(_library_below(client._client.__class__))
