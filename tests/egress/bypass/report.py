@@ -85,7 +85,8 @@ def write_table(page: Path, folder: Path) -> None:
 def render(found: list[dict[str, Any]]) -> str:
     """The page."""
     head = HEAD.format(
-        total=f"{len(ATTEMPTS.rows):,}", controls=len(CONTROLS.rows), kernel=".".join(found[0]["kernel"].split(".")[:2]), machine=found[0]["machine"],
+        total=f"{len(ATTEMPTS.rows):,}", controls=len(CONTROLS.rows), kernel=".".join(found[0]["kernel"].split(".")[:2]),
+        machine=found[0]["machine"],
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
     )  # fmt: skip
     modes = "".join(f"| `{mode}` | {what} |\n" for mode, what in MODES.items())

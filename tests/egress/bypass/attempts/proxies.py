@@ -471,7 +471,7 @@ def socks_raw(aim):
 @attempt("fronting")
 def server_name_raw(aim):
     opened = socket.create_connection(("allowed.test", 443), 2)
-    with aim.tls.wrap_socket(opened, server_hostname=f"{aim.token[:10]}.denied.test") as tls:
+    with aim.tls.wrap_socket(opened, server_hostname=f"{aim.token}.denied.test") as tls:
         tls.sendall(aim.request())
         tls.recv(10)
 
@@ -497,7 +497,7 @@ def server_name_httpx2(aim):
 
     with httpx2.Client(timeout=2) as client:
         request = client.build_request(
-            "GET", aim.url("allowed.test", scheme="https"), extensions={"sni_hostname": "four.denied.test"}
+            "GET", aim.url("allowed.test", scheme="https"), extensions={"sni_hostname": f"{aim.token}.denied.test"}
         )
         client.send(request)
 
