@@ -28,8 +28,12 @@ _COMMANDS = {
     "run": _Entry("Start", "run", "Run a program under the guard, without changing it."),
     "doctor": _Entry("Start", "doctor", "Say what is guarded, what is not, and what to do."),
     "policy": _Entry("Policy", "policy", "Check, explain, compare, learn and edit policies."),
-    "budgets": _Entry("Watch", "budgets", "Show every limit: spent, held, left."),
+    "agents": _Entry("Watch", "agents", "Show the guarded processes, and who is isolated."),
+    "budgets": _Entry("Watch", "budgets", "Show every limit: spent, held, left; explain and adjust one."),
+    "reservations": _Entry("Watch", "reservations", "Show what calls in flight hold."),
     "tail": _Entry("Watch", "tail", "Show what happens, as it happens."),
+    "isolate": _Entry("Respond", "isolate", "Stop an agent in every process, at once."),
+    "restore": _Entry("Respond", "isolate", "Let an isolated agent go on."),
 }
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agentguard.policy import Policy
+    from agentguard.stores.base import Store
 
 
 def find_policy_file(path: str | None) -> Path | None:
@@ -55,3 +56,18 @@ def events_directory() -> Path:
     from agentguard.audit.record import events_directory as directory
 
     return directory()
+
+
+def open_ledger(url: str | None) -> Store:
+    """The store that a program started here would use.
+
+    Raises:
+        StoreUnavailable: It cannot be opened.
+    """
+    from agentguard.stores import open_store
+    from agentguard.stores.state import default_store_url
+
+    if url == "memory://":
+        message = "the store is memory://, which lives in the guarded process alone; there is nothing to read from outside"
+        raise click.UsageError(message)
+    return open_store(url or default_store_url())

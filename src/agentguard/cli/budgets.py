@@ -1,4 +1,4 @@
-"""`agentguard budgets`: the ledger."""
+"""`agentguard budgets`: the ledger; `explain` and `adjust` are in files of their own."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from agentguard.cli._command import Command, Exit, clean, console, json_option, policy_option, print_json, store_option
-from agentguard.cli._sources import find_policy_file, load_policy
+from agentguard.cli._sources import find_policy_file, load_policy, open_ledger
+from agentguard.cli.agents import standing_as_json, standing_text
+from agentguard.cli.budgets_ledger import adjust, explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from agentguard.core.limits import LimitRow
+    from agentguard.fleet import Standing
     from agentguard.policy import Policy
     from agentguard.policy.model import Limit
-    from agentguard.stores.base import Balance, Isolation, Store
+    from agentguard.stores.base import Balance
 
 _LIMIT_WIDTH = 28
 _KINDS = ("fleet", "team", "agent", "model", "key", "user", "session", "interaction")
@@ -36,48 +39,53 @@ class _Line(NamedTuple):
         return max(self.limit.amount - self.spent - self.held, 0)
 
 
-@click.command(cls=Command)
+class _Group(Command, click.Group):
+    """Commands of which one is run when none is named."""
+
+
+@click.group(cls=_Group, invoke_without_command=True)
 @click.option("--agent", metavar="NAME", help="Only limits of this agent.")
 @click.option("--subject", metavar="SUBJECT", help="Only limits of this subject: session:42, user:u-17, fleet.")
 @click.option("--exhausted", is_flag=True, help="Only limits with nothing left. Exit code 1 when there is one.")
 @policy_option
 @store_option
 @json_option
+@click.pass_context
 def budgets(
-    agent: str | None, subject: str | None, exhausted: bool, policy_path: str | None, store_url: str | None, as_json: bool
+    ctx: click.Context,
+    agent: str | None,
+    subject: str | None,
+    exhausted: bool,
+    policy_path: str | None,
+    store_url: str | None,
+    as_json: bool,
 ) -> int:
     """Show every limit: what is spent, what calls in flight hold, what is left, and when it starts anew."""
+    if ctx.invoked_subcommand is not None:
+        return Exit.OK
+    from agentguard.fleet import standings
+
     path = find_policy_file(policy_path)
     policy = None if path is None else load_policy(path)
     url = store_url or (policy.store if policy is not None else None)
     store = open_ledger(url)
     try:
-        counted, isolations = store.rows(), store.isolations()
+        counted, standing = store.rows(), standings(store.isolations(), time.time())
     finally:
         store.close()
     lines = sorted(_lines(counted, policy), key=_order)
     lines = [line for line in lines if _is_wanted(line, agent, subject) and (not exhausted or not line.left)]
     if as_json:
         shown = [_as_json(line) for line in lines]
-        print_json({"ok": not (exhausted and lines), "limits": shown, "isolated": [one._asdict() for one in isolations]})
+        isolated = [standing_as_json(one) for one in standing]
+        print_json({"ok": not (exhausted and lines), "limits": shown, "isolated": isolated})
     else:
-        _print(lines, isolations)
+        _print(lines, standing)
     return Exit.FINDING if exhausted and lines else Exit.OK
 
 
-def open_ledger(url: str | None) -> Store:
-    """The store that a program started here would use.
-
-    Raises:
-        StoreUnavailable: It cannot be opened.
-    """
-    from agentguard.stores import open_store
-    from agentguard.stores.state import default_store_url
-
-    if url == "memory://":
-        message = "the store is memory://, which lives in the guarded process alone; there is nothing to read from outside"
-        raise click.UsageError(message)
-    return open_store(url or default_store_url())
+budgets.add_command(explain)
+budgets.add_command(adjust)
 
 
 def _lines(counted: Sequence[tuple[LimitRow, Balance]], policy: Policy | None) -> Iterator[_Line]:
@@ -139,16 +147,15 @@ def _as_json(line: _Line) -> dict[str, Any]:
     }
 
 
-def _print(lines: Sequence[_Line], isolations: Sequence[Isolation]) -> None:
+def _print(lines: Sequence[_Line], standing: Sequence[Standing]) -> None:
     from itertools import groupby
 
     from rich.table import Table
     from rich.text import Text
 
     out = console()
-    for isolation in isolations:
-        why = f": {clean(isolation.why)}" if isolation.why else ""
-        out.print(Text(f"isolated  {clean(isolation.subject)}  by {clean(isolation.by)}{why}", style="bold red"))
+    for one in standing:
+        out.print(Text(standing_text(one, time.time()), style="yellow" if one.mode == "probation" else "bold red"))
     if not lines:
         out.print("No limits here: the policy writes none, or nothing was counted yet.")
         return
@@ -163,7 +170,7 @@ def _print(lines: Sequence[_Line], isolations: Sequence[Isolation]) -> None:
         for line in of_subject:
             style = "red" if not line.left else "yellow" if line.left * 5 < line.limit.amount else ""
             amounts = [_amount(amount, line.limit) for amount in (line.spent, line.held, line.left)]
-            table.add_row(f"  {_text(line.limit)}", *amounts, _resets(line, now), style=style)
+            table.add_row(f"  {_text(line.limit)}", *amounts, resets_text(line.limit, line.resets_at, now), style=style)
     out.print(table)
 
 
@@ -181,16 +188,17 @@ def _text(limit: Limit) -> str:
     return describe(limit).replace(f" per {limit.per}", "")
 
 
-def _resets(line: _Line, now: float) -> str:
-    if line.limit.window.is_rolling:
+def resets_text(limit: Limit, resets_at: float | None, now: float) -> str:
+    """When a limit starts anew."""
+    if limit.window.is_rolling:
         return "rolling"
-    if line.limit.unit == "concurrent_calls":
+    if limit.unit == "concurrent_calls":
         return "-"
-    if line.limit.window.every is None:
+    if limit.window.every is None:
         return "never"
-    if line.resets_at is None:
+    if resets_at is None:
         return "-"
-    seconds = max(int(line.resets_at - now), 0)
+    seconds = max(int(resets_at - now), 0)
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"in {seconds // size} {unit}"

@@ -176,7 +176,7 @@ def _refuse_unknown(agents: tuple[str, ...], asked: Policy) -> None:
 
 
 def _store(asked: Policy, store_url: str | None) -> Any:
-    from agentguard.cli.budgets import open_ledger
+    from agentguard.cli._sources import open_ledger
 
     return open_ledger(store_url or asked.store)
 
