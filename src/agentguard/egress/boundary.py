@@ -93,8 +93,8 @@ class Reach:
 
     def lies_within(self, other: Reach) -> bool:
         """Whether this reach provably allows nothing that the other refuses. False may mean that it cannot be shown."""
-        if other.is_unwritten:
-            return True
+        if other.is_unwritten or self.is_unwritten:
+            return other.is_unwritten
         if (self.allowed_domains is None) != (other.allowed_domains is None):
             return False
         if self.allow_private > other.allow_private or self.allow_metadata > other.allow_metadata:
