@@ -92,6 +92,7 @@ AGENTS = st.builds(
     AgentPolicy,
     name=NAMES,
     team=st.none() | NAMES,
+    share=st.integers(1, 9),
     api_keys=st.builds(ApiKeys, rotation_days=DAYS, scope=st.none() | tuples(NAMES), rate_limit=st.none() | RATES),
     external_calls=st.builds(
         ExternalCalls,

@@ -26,4 +26,4 @@ def test_a_scope_word_that_nothing_binds_is_said(single, fleet):
 def test_every_sentence_begins_with_its_key(fleet):
     keys = [sentence.partition(":")[0] for sentence in unenforced(Policy.from_yaml(fleet))]
 
-    assert keys == ["keys", "alerts", "limits.fair_share", "agents[customer_support_bot].monitoring.alert_on_anomaly"]
+    assert keys == ["keys", "alerts", "agents[customer_support_bot].monitoring.alert_on_anomaly"]

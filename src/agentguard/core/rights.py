@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import posixpath
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
@@ -155,8 +157,19 @@ class Rights:
             if known is None or limit.amount < known.limit.amount:
                 rows[row.key] = row
         yield from rows.values()
+        if self.policy.limits.fair_share:
+            for row in [row for row in rows.values() if row.limit.per is Per.FLEET and row.subject == "fleet"]:
+                yield from self._shares_of(row.limit)
         for block in caller.blocks:
             yield from block.rows
+
+    def _shares_of(self, limit: Limit) -> Iterator[LimitRow]:
+        """The share of each agent of the chain in a limit of the fleet. Together all shares are the limit, to the unit."""
+        weights = list(accumulate((agent.share for agent in self.policy.agents), initial=0))
+        for place, agent in enumerate(self.policy.agents):
+            if agent in self.agents:
+                share = limit.amount * weights[place + 1] // weights[-1] - limit.amount * weights[place] // weights[-1]
+                yield LimitRow.of(f"share:{agent.name}@fleet", replace(limit, amount=max(share, 1), per=Per.AGENT))
 
     def _subject(self, limit: Limit, agent: AgentPolicy | None, caller: Caller, model: str) -> str:
         owner = f"agent:{agent.name}" if agent else "fleet"

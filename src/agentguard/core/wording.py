@@ -59,6 +59,8 @@ def subject_text(row: LimitRow) -> str:
             return " of this budget block"
         case "fleet":
             return " for the fleet"
+        case "share":
+            return f" in {name}'s share of the fleet's limit"
         case _:
             return f" for {kind} {name}"
 

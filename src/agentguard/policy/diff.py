@@ -71,8 +71,30 @@ def _policies(old: Policy, new: Policy) -> Iterator[Change]:
     for name in (*before, *(name for name in after if name not in before)):
         yield from _agents(name, before.get(name), after.get(name))
     yield from _limits("limits.fleet", old.limits.fleet, new.limits.fleet)
+    yield from _shares(old, new)
     yield from _resources(old.resources, new.resources)
     yield from _keys(old.keys, new.keys)
+
+
+def _shares(old: Policy, new: Policy) -> Iterator[Change]:
+    """What becomes of each agent's share of the fleet's limits: by its own weight, and by those of all others."""
+    if old.limits.fair_share != new.limits.fair_share:
+        sentence = (
+            "Each agent is held to its share of the fleet's limits."
+            if new.limits.fair_share
+            else "Nobody is held to a share of the fleet's limits: the first to ask is served."
+        )
+        yield _either(not new.limits.fair_share, "limits.fair_share", sentence)
+    elif new.limits.fair_share:
+        all_before, all_after = (sum(agent.share for agent in policy.agents) for policy in (old, new))
+        for agent in new.agents:
+            before = old.agent(agent.name)
+            if before is not None and before.share * all_after != agent.share * all_before:
+                sentence = (
+                    f"Its share of the fleet's limits is {agent.share} of {all_after}; it was {before.share} of {all_before}."
+                )
+                is_more = agent.share * all_before > before.share * all_after
+                yield _either(is_more, f"agents[{agent.name}].share", sentence)
 
 
 def _agents(name: str, old: AgentPolicy | None, new: AgentPolicy | None) -> Iterator[Change]:

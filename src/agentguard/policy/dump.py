@@ -68,6 +68,7 @@ def _agent(agent: AgentPolicy) -> dict[str, Any]:
     return _written(
         name=agent.name,
         team=agent.team,
+        share=_changed(agent.share, 1),
         security={"api_keys": api_keys} if api_keys else None,
         external_calls=_external_calls(agent.external_calls) or None,
         llm=_llm(agent.llm) if agent.llm is not None else None,

@@ -275,10 +275,11 @@ class Monitoring:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentPolicy:
-    """What one agent may do."""
+    """What one agent may do. `share` weighs its part of the fleet's limits against that of others (`limits.fair_share`)."""
 
     name: str
     team: str | None = None
+    share: int = 1
     api_keys: ApiKeys = ApiKeys()
     external_calls: ExternalCalls = ExternalCalls()
     llm: LLM | None = None
@@ -313,7 +314,10 @@ class KeySource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Fleet-wide limits, and how long a call waits for amounts that others hold."""
+    """Fleet-wide limits, and how long a call waits for amounts that others hold.
+
+    `fair_share`: of every limit `per: fleet`, each agent has its share for itself, by weight, and takes no more.
+    """
 
     fleet: tuple[Limit, ...] = ()
     fair_share: bool = False

@@ -20,8 +20,6 @@ def _of_policy(policy: Policy) -> Iterator[str]:
         yield "keys: secrets are not yet swapped for handles; agents still hold the keys themselves."
     if policy.alerts.channels or policy.alerts.routes:
         yield "alerts: alerts are not yet sent to channels; they go to the log and stderr."
-    if policy.limits.fair_share:
-        yield "limits.fair_share: agents are not yet held to a fair share; the first to ask is served."
 
 
 def _of_agent(agent: AgentPolicy, policy: Policy) -> Iterator[str]:

@@ -116,6 +116,7 @@ def _agent(agent: NamedAgentShape, at: _Rules, name: str) -> AgentPolicy:
     return AgentPolicy(
         name=agent["name"],
         team=agent.get("team"),
+        share=agent.get("share", 1),
         api_keys=_api_keys(agent, at),
         external_calls=_external_calls(agent, at),
         llm=_llm(agent, at),

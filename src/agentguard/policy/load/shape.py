@@ -186,6 +186,7 @@ StoreURL = Annotated[str, _text_like(_store, "redis://redis:6379/0", "memory://"
 ChannelKind = Annotated[str, _read(_channel_kind, type="string", enum=list(CHANNELS))]
 Version = Annotated[int, _read(_version, const=1)]
 Days = Annotated[int, Ge(1), Le(36_500)]
+Share = Annotated[int, Ge(1), Le(1_000_000)]
 Tokens = Annotated[int, Ge(1), Le(grammar.MAX_AMOUNT)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
@@ -321,6 +322,7 @@ class AgentShape(TypedDict, total=False):
     """What holds for an agent; `defaults` has the same shape."""
 
     team: Name
+    share: Share
     security: SecurityShape
     external_calls: ExternalCallsShape
     llm: LLMShape
