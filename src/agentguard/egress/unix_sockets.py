@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 UNIX_SOCKETS = "external_calls.unix_sockets"
 
-_SERVICES = (".", "dbus-", "gpg-", "mysql", "ssh-", "tmux-")
-"""How the names of well-known services begin that keep their sockets in the temporary folder (X11's with a dot)."""
+SERVICES = (".", "dbus-", "gpg-", "keyring-", "mysql", "snap.", "ssh-", "systemd-", "tmux-", "vscode-")
+"""How the names begin of what listens in a temporary folder on behalf of the user, not of the program (X11's with a dot)."""
 
 
 @cache
@@ -41,14 +41,14 @@ def refuses_path(path: str, listed: Collection[str], own: Collection[str]) -> st
         listed: The policy's `unix_sockets`.
         own: What `own_folders` gave.
     """
-    if any(_is_below(path, top) for top in _real(listed)):
+    if any(is_below(path, top) for top in _real(listed)):
         return None
     if path.startswith("@"):
         return f"abstract sockets need an entry in {UNIX_SOCKETS}"
     for folder in own:
-        if _is_below(path, folder) and path != folder:
+        if is_below(path, folder) and path != folder:
             name = os.path.relpath(path, folder)
-            return f"it is a service's, which needs an entry in {UNIX_SOCKETS}" if name.startswith(_SERVICES) else None
+            return f"it is a service's, which needs an entry in {UNIX_SOCKETS}" if name.startswith(SERVICES) else None
     return f"not in {UNIX_SOCKETS}"
 
 
@@ -57,7 +57,8 @@ def _real(listed: Collection[str]) -> Iterator[str]:
         yield top if top.startswith("@") else os.path.realpath(top)
 
 
-def _is_below(path: str, top: str) -> bool:
+def is_below(path: str, top: str) -> bool:
+    """Whether a path is what is listed, or lies below it."""
     if top.startswith("@"):
         return path == top
     return path == top or path.startswith(top.rstrip("/") + "/")

@@ -324,11 +324,14 @@ def test_a_changed_policy_narrows_the_boundary_and_never_widens_it(program, tmp_
     process = program(
         """
 logging.basicConfig()
-agentguard.instrument(os.environ["AGENTGUARD_POLICY"], egress="kernel")
+events = []
+agentguard.instrument(os.environ["AGENTGUARD_POLICY"], egress="kernel", observers=[events.append])
 say(before=[child(PORT), child(OTHER)])
-for _ in range(2):
+for loaded in (2, 3):
     input()
-    time.sleep(2.5)
+    while sum(type(event).__name__ == "PolicyLoaded" for event in events) < loaded:
+        time.sleep(0.05)
+    time.sleep(0.5)
     say(after=[child(PORT), child(OTHER)])
 """,
         AGENTGUARD_POLICY=str(file),

@@ -8,7 +8,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from agentguard.egress.unix_sockets import UNIX_SOCKETS
+from agentguard.egress.unix_sockets import SERVICES, UNIX_SOCKETS, is_below
 from agentguard.policy.hosts import Verdict
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 _NO_NAMES: frozenset[str] = frozenset()
 _MOST_VERDICTS = 4096
 _MOST_BOUNDARIES = 64
-
-# What listens in a folder for temporary files on behalf of the user, not of the program: to ask it is to leave the tree.
-_SERVICES = (".", "dbus-", "gpg-", "keyring-", "mysql", "snap.", "ssh-", "systemd-", "tmux-", "vscode-")
 
 
 class Judge:
@@ -97,8 +94,8 @@ class Judge:
 
     def judge_unix(self, path: str) -> Verdict:
         """Whether a Unix socket may be connected to, by its real path, or by `@` and its abstract name."""
-        is_usual = any(_is_below(path, folder) and not _is_service(path, folder) for folder in self._folders)
-        if all(is_usual or any(_is_below(path, top) for top in listed) for listed in self._unix):
+        is_usual = any(is_below(path, folder) and not _is_service(path, folder) for folder in self._folders)
+        if all(is_usual or any(is_below(path, top) for top in listed) for listed in self._unix):
             return Verdict(True, "a socket of the program's own" if is_usual else f"in {UNIX_SOCKETS}", UNIX_SOCKETS)
         return Verdict(False, f"not in {UNIX_SOCKETS}", UNIX_SOCKETS)
 
@@ -164,12 +161,8 @@ def _strictest(verdicts: Iterable[Verdict]) -> Verdict:
     return verdict
 
 
-def _is_below(path: str, top: str) -> bool:
-    return path == top or path.startswith(top.rstrip("/") + "/")
-
-
 def _is_service(path: str, folder: str) -> bool:
-    return path[len(folder) :].lstrip("/").startswith(_SERVICES)
+    return path[len(folder) :].lstrip("/").startswith(SERVICES)
 
 
 def _resolved(listed: str) -> str:
