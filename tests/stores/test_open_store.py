@@ -8,7 +8,9 @@ import pytest
 from agentguard.errors import PolicyError
 from agentguard.stores import open_store
 from agentguard.stores.memory import MemoryStore
+from agentguard.stores.redis._urls import Address
 from agentguard.stores.sqlite import SqliteStore
+from agentguard.stores.standby import Standby
 from agentguard.stores.state import state_dir
 
 
@@ -36,7 +38,9 @@ def test_no_path_is_the_state_directory(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("redis://redis:6379/0", "this version has no Redis store"),
+        ("redis://", "expected redis://HOST:6379/0"),
+        ("redis+sentinel://redis:26379", "expected redis://HOST:6379/0"),
+        ("redis://redis?timeout=soon", "expected redis://HOST:6379/0"),
         ("sqlite://counters.sqlite", "three slashes"),
         ("memory://x", "nothing behind it"),
         ("postgres://x", "expected `memory://`"),
@@ -45,6 +49,30 @@ def test_no_path_is_the_state_directory(tmp_path, monkeypatch):
 def test_a_url_that_names_no_store_says_what_to_write(url, sentence):
     with pytest.raises(PolicyError, match=sentence):
         open_store(url)
+
+
+def test_a_redis_is_for_a_fleet_and_is_not_connected_to_before_it_is_asked():
+    store = open_store("rediss://ada:secret@redis.example:6380/2?ssl_cert_reqs=none", fleet="support")
+    address = store.store._link.address
+    store.close()
+
+    assert isinstance(store, Standby)
+    assert (address.kind, address.shown) == ("single", "rediss://redis.example:6380/2")
+    assert store.store._row.startswith("ag:{support}:")
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "hosts", "service", "inner"),
+    [
+        ("redis+sentinel://:pw@a,b:7/main/3", "sentinel", (("a", 26379), ("b", 7)), "main", "redis://:pw@a:26379/3"),
+        ("rediss+cluster://a:7000,b?fleet=x&timeout=0.2", "cluster", (("a", 7000), ("b", 6379)), "", "rediss://a:7000"),
+    ],
+)
+def test_a_url_of_many_servers_names_each(url, kind, hosts, service, inner):
+    address = Address.parse(url)
+
+    assert (address.kind, address.hosts, address.service, address.url) == (kind, hosts, service, inner)
+    assert "pw" not in address.shown
 
 
 def test_the_state_directory_is_the_owners(tmp_path, monkeypatch):

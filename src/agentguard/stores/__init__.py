@@ -12,13 +12,17 @@ if TYPE_CHECKING:
 
 __all__ = ["open_store"]
 
+_NETWORK = frozenset({"redis", "rediss"})
 
-def open_store(url: str, clock: WallClock = time) -> Store:  # the module is a WallClock
+
+def open_store(url: str, clock: WallClock = time, *, fleet: str = "default") -> Store:  # the module is a WallClock
     """The store that a URL names.
 
     Args:
-        url: `memory://`, `sqlite:///path/to/file`, `sqlite://` for a file in the state directory, or the path of a file.
-        clock: Unix time.
+        url: `memory://`, `sqlite:///path/to/file`, `sqlite://` for a file in the state directory, or the path of a file;
+            `redis://`, `rediss://`, `redis+sentinel://` or `redis+cluster://` for a fleet.
+        clock: Unix time; a Redis goes by its own.
+        fleet: Names the shared counters of a Redis.
 
     Raises:
         PolicyError: The URL names no store.
@@ -29,11 +33,25 @@ def open_store(url: str, clock: WallClock = time) -> Store:  # the module is a W
         from agentguard.stores.memory import MemoryStore
 
         return MemoryStore(clock)
+    if scheme.partition("+")[0] in _NETWORK and separator:
+        return _open_redis(url, fleet)
     if separator and scheme != "sqlite":
         raise _unknown(url, scheme)
     from agentguard.stores.sqlite import SqliteStore
 
     return SqliteStore(_sqlite_path(rest) if separator else Path(url).expanduser(), clock)
+
+
+def _open_redis(url: str, fleet: str) -> Store:
+    from agentguard.errors import PolicyError, Problem
+    from agentguard.stores.standby import Standby
+
+    try:
+        from agentguard.stores.redis import RedisStore
+    except ImportError as error:
+        message = "a Redis store needs the package redis: pip install 'agentguard[redis]'"
+        raise PolicyError("store", (Problem("", 0, 0, "store", message),)) from error
+    return Standby(RedisStore(url, fleet=fleet))
 
 
 def _sqlite_path(rest: str) -> Path:
@@ -51,8 +69,6 @@ def _unknown(url: str, scheme: str) -> Exception:
 
     message = {
         "memory": "expected `memory://` and nothing behind it",
-        "redis": "this version has no Redis store; use `sqlite:///path` for the processes of one host",
-        "rediss": "this version has no Redis store; use `sqlite:///path` for the processes of one host",
         "sqlite": "expected three slashes and an absolute path: `sqlite:///var/lib/app/counters.sqlite`",
-    }.get(scheme, "expected `memory://`, `sqlite:///path` or the path of a file")
+    }.get(scheme, "expected `memory://`, `sqlite:///path`, the path of a file or `redis://host`")
     return PolicyError(url, (Problem("", 0, 0, "store", message),))

@@ -108,7 +108,7 @@ class OwnCounts:
             rows = [(known, row) for known, row in self._rows.values() if row.taken or row.key in held]
             counted = {row.key: row for _, row in rows}
             return rows, {
-                id: [item for item in taken.items if counted.get(item[0].key) is item[0]] for id, taken in self._open.items()
+                call: [item for item in taken.items if counted.get(item[0].key) is item[0]] for call, taken in self._open.items()
             }
 
     def clear(self) -> None:

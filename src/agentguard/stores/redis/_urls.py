@@ -86,9 +86,8 @@ def open_client(address: Address) -> Any:
         return redis.Redis.from_url(address.url, **options)
     if address.kind == "cluster":
         nodes = [_untyped(redis.cluster.ClusterNode)(host, port) for host, port in address.hosts]
-        del options["retry"]
         return redis.RedisCluster(
-            startup_nodes=nodes, cluster_error_retry_attempts=1, **_of_cluster(address), **_timeouts(address)
+            startup_nodes=nodes, **_of_cluster(address), **options
         )
     sentinel = _untyped(redis.Sentinel)(address.hosts, sentinel_kwargs=options | _transport(address), **options)
     return sentinel.master_for(address.service, **_said(address))
@@ -101,7 +100,7 @@ def open_async_client(address: Address) -> Any:
         return aio.Redis.from_url(address.url, **options)
     if address.kind == "cluster":
         nodes = [aio.cluster.ClusterNode(host, port) for host, port in address.hosts]
-        return aio.RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=1, **_of_cluster(address), **_timeouts(address))
+        return aio.RedisCluster(startup_nodes=nodes, **_of_cluster(address), **options)
     sentinel = _untyped(aio.Sentinel)(address.hosts, sentinel_kwargs=options | _transport(address), **options)
     return sentinel.master_for(address.service, **_said(address))
 

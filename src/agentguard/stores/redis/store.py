@@ -107,6 +107,7 @@ class RedisStore:
         self._holders = f"{prefix}holders"
         self._me = Holder.of_this_process()
         self._name = str(self._me)
+        self._teller = _teller(self._name)
         self._own = OwnCounts()
         self._generation = ""
         self._prune_at = 0.0
@@ -231,12 +232,12 @@ class RedisStore:
         holds: list[Hold] = []
         for ids in self._open_calls():
             packed = self._packed(ids)
-            read = [(id, deadline, *unpack_hold(hold)) for (id, deadline), hold in zip(ids, packed, strict=True) if hold]
+            read = [(call, deadline, *unpack_hold(hold)) for (call, deadline), hold in zip(ids, packed, strict=True) if hold]
             keys = list(dict.fromkeys(key for *_, items in read for key, _, _ in items))
             known = {key: row.id for key, row in zip(keys, self._read(self._keys(keys))[1], strict=True) if row is not None}
-            for id, deadline, holder, items in read:
+            for call, deadline, holder, items in read:
                 charges = [Charge(key[len(self._row) :], held) for key, row_id, held in items if known.get(key) == row_id]
-                holds.append(Hold(id, holder, tuple(charges), deadline))
+                holds.append(Hold(call, holder, tuple(charges), deadline))
         return holds
 
     # --- isolation --------------------------------------------------------------------------------------------------
@@ -298,7 +299,7 @@ class RedisStore:
         self._look_whether_lost()
         while True:
             overdue, holders = self._link.run("overdue", [self._open, self._holders_here], [_BATCH])
-            swept += sum(self._charge(id.decode(), "overdue") for id in overdue)
+            swept += sum(self._charge(call.decode(), "overdue") for call in overdue)
             if len(overdue) < _BATCH:
                 break
         dead = {name for holder in holders if Holder.parse(name := holder.decode()).is_dead(self._me)}
@@ -333,6 +334,7 @@ class RedisStore:
         self._batches.drop()
         self._me = Holder.of_this_process()
         self._name = str(self._me)
+        self._teller = _teller(self._name)
         self._own.clear()
         self._settled.restart()
         self._steered.restart()
@@ -343,11 +345,9 @@ class RedisStore:
         call, charges, subjects, force = request
         if len({key for key, _ in charges}) < len(charges):
             raise ValueError(f"a request charges a row twice: {', '.join(charge.row for charge in charges)}")
-        if not self._generation:
-            self.register(())
         row = self._row
         keys = [*self._front, self._hold + call, *[row + key for key, _ in charges]]
-        head = (self._generation, call, self._name, _HOLD_MICROS, "1" if force else "")
+        head = (self._joined(), call, self._name, _HOLD_MICROS, "1" if force else "")
         return keys, [*head, *[amount for _, amount in charges], *subjects]
 
     def _granted(self, request: Reserve, answer: Any) -> Granted | Refused:
@@ -363,9 +363,15 @@ class RedisStore:
         prefix = len(self._row)
         return Granted((), crossed_of(crossed, prefix), refused_of(refused, prefix) if refused else None)
 
+    def _joined(self) -> str:
+        """The generation that this process has joined. Whoever knows none asks for the one there is."""
+        if not self._generation:
+            self.register(())
+        return self._generation
+
     def _more(self, id: str, charges: Sequence[Charge]) -> tuple[list[str], list[str | int]]:
         keys = [self._state, self._hold + id, *(self._row + key for key, _ in charges)]
-        return keys, [self._generation, id, *(amount for _, amount in charges)]
+        return keys, [self._joined(), id, *(amount for _, amount in charges)]
 
     def _grown(self, id: str, charges: Sequence[Charge], answer: Any) -> Granted | Refused:
         if answer[0] == b"closed":
@@ -380,13 +386,11 @@ class RedisStore:
     def _ending(self, id: str, keys: Iterable[str], how: str, actual: Amounts) -> tuple[list[str], list[str | int]]:
         rows = [self._row + key for key in keys]
         calls = getattr(actual, "calls", 0)
-        arguments = [self._generation, id, self._settlements, how, actual.tokens, actual.nanos, calls]
+        arguments = [self._joined(), id, self._settlements, how, actual.tokens, actual.nanos, calls]
         return [self._state, self._open, self._hold + id, *rows], arguments
 
     def _close(self, id: str, how: str, actual: Amounts) -> Any:
         """Have a hold settled. The rows that it needs are known here for the calls of this process; else they are looked up."""
-        if not self._generation:
-            self.register(())
         keys: Iterable[str] | None = self._own.keys_of(id)
         while True:
             if keys is None:
@@ -447,14 +451,14 @@ class RedisStore:
         rows, holds = self._own.all()
         places = {row.key: place for place, (_, row) in enumerate(rows, 1)}
         keys = [self._state, self._limits, self._ids, self._told, self._open]
-        keys += [self._row + row.key for _, row in rows] + [self._hold + id for id in holds]
+        keys += [self._row + row.key for _, row in rows] + [self._hold + call for call in holds]
         arguments: list[str | bytes | int] = [
-            _new_generation(), self._name, _micros(LEARNING_SECONDS), _micros(HOLD_SECONDS), len(rows)
+            _new_generation(), self._teller, _micros(LEARNING_SECONDS), _micros(HOLD_SECONDS), len(rows)
         ]  # fmt: skip
         for known, row in rows:
             arguments += (known.key, pack_registration(known), pack_row(row, known.limit))
-        for id, items in holds.items():
-            arguments += (id, "", len(items))
+        for call, items in holds.items():
+            arguments += (call, "", len(items))
             for row, start, held, continued in items:
                 arguments += (places[row.key], repr(start), held, int(continued))
         self._generation = self._link.run("remember", keys, arguments)[0].decode()
@@ -468,20 +472,20 @@ class RedisStore:
         swept = 0
         for ids in self._open_calls():
             packed = self._packed(ids)
-            for (id, _), hold in zip(ids, packed, strict=True):
+            for (call, _), hold in zip(ids, packed, strict=True):
                 if hold and unpack_hold(hold)[0] in dead:
-                    swept += self._charge(id, "dead")
+                    swept += self._charge(call, "dead")
         self._link.ask(lambda client: client.srem(self._holders_here, *dead))
         return swept
 
     def _open_calls(self) -> Iterable[list[tuple[str, float]]]:
         """The open calls with their deadlines, in batches."""
         found = self._link.ask(lambda client: client.zrange(self._open, 0, -1, withscores=True))
-        calls = [(id.decode(), deadline / MICROS) for id, deadline in found]
+        calls = [(call.decode(), deadline / MICROS) for call, deadline in found]
         return (calls[start : start + _BATCH] for start in range(0, len(calls), _BATCH))
 
     def _packed(self, calls: Sequence[tuple[str, float]]) -> list[bytes | None]:
-        keys = [self._hold + id for id, _ in calls]
+        keys = [self._hold + call for call, _ in calls]
         return cast("list[bytes | None]", self._link.ask(lambda client: client.mget(keys)))
 
     def _some_limits(self, cursor: int) -> tuple[int, dict[bytes, bytes]]:
@@ -527,6 +531,11 @@ def _unknown(request: Reserve) -> Refused:
 
 def _new_generation() -> str:
     return os.urandom(8).hex()
+
+
+def _teller(holder: str) -> str:
+    """What tells two stores of one process apart: each tells its own part, once."""
+    return f"{holder}/{os.urandom(4).hex()}"
 
 
 def _micros(seconds: float) -> int:

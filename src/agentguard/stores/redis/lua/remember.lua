@@ -1,6 +1,6 @@
 -- The store has lost what it was told: a process tells again what it has counted and holds itself, once in a generation.
 --
--- KEYS: state, limits, ids, who has told, open, rows ..., holds ...   ARGV: a new generation, holder, microseconds to learn,
+-- KEYS: state, limits, ids, who has told, open, rows ..., holds ...   ARGV: a new generation, who tells, microseconds to learn,
 -- microseconds to hold, number of rows; for each row: name, specification, row; for each hold: id, answer, number of items, and
 -- for each item: place of the row, start, held, continued
 -- Returns {generation, time}.
@@ -16,12 +16,11 @@ end
 -- Nothing is granted until the others have had the time to tell theirs.
 learning = math.max(learning, began + tonumber(ARGV[3]))
 redis.call('SET', KEYS[1], generation .. struct.pack('<dd', began, learning))
-if redis.call('HSETNX', KEYS[4], ARGV[2], generation) == 0 then
-  if redis.call('HGET', KEYS[4], ARGV[2]) == generation then
-    return {generation, time}
-  end
-  redis.call('HSET', KEYS[4], ARGV[2], generation)
+if redis.call('HGET', KEYS[4], ARGV[2]) == generation then
+  return {generation, time}
 end
+redis.call('HSET', KEYS[4], ARGV[2], generation)
+local holder = string.match(ARGV[2], '^[^/]*')
 
 local function merge_buckets(row, mine)
   local counted, numbers = {}, {}
@@ -85,7 +84,7 @@ for place = count + 6, #KEYS do
     items[item] = pack_item(row.key, row.id, tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]))
     at = at + 4
   end
-  redis.call('SET', KEYS[place], pack_hold(ARGV[2], answer, table.concat(items)))
+  redis.call('SET', KEYS[place], pack_hold(holder, answer, table.concat(items)))
   redis.call('ZADD', KEYS[5], string.format('%.0f', time + ARGV[4]), id)
 end
 return {generation, time}
