@@ -251,9 +251,9 @@ def batches(rows: Sequence[Attempt], *, is_quick: bool) -> Iterator[list[Attempt
 
 
 def running_at(moment: float, begins: dict[str, float], leaking: set[str]) -> str:
-    """The attempt that was running; what a flood has left in the queues is the flood's, though others have begun since."""
+    """The attempt that was running; what a race has left in the queues is the race's, though others have begun since."""
     begun = [name for name, at in begins.items() if at <= moment]
-    floods = [name for name in begun if name in leaking and moment - begins[name] < ECHO_SECONDS]
+    floods = [name for name in begun if name in leaking and name.startswith("races: ") and moment - begins[name] < ECHO_SECONDS]
     return (floods or begun or [""])[-1]
 
 
