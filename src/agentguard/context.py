@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import uuid
+import os
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, Protocol, TypeVar
@@ -216,4 +216,4 @@ def propagate(fn: Callable[P, R]) -> Callable[P, R]:
 
 
 def _new_id() -> str:
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
