@@ -86,9 +86,7 @@ def open_client(address: Address) -> Any:
         return redis.Redis.from_url(address.url, **options)
     if address.kind == "cluster":
         nodes = [_untyped(redis.cluster.ClusterNode)(host, port) for host, port in address.hosts]
-        return redis.RedisCluster(
-            startup_nodes=nodes, **_of_cluster(address), **options
-        )
+        return redis.RedisCluster(startup_nodes=nodes, **_of_cluster(address), **options)
     sentinel = _untyped(redis.Sentinel)(address.hosts, sentinel_kwargs=options | _transport(address), **options)
     return sentinel.master_for(address.service, **_said(address))
 

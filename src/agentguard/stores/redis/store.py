@@ -342,7 +342,7 @@ class RedisStore:
     # --- asking and reading answers ---------------------------------------------------------------------------------
 
     def _asked(self, request: Reserve) -> tuple[list[str], list[str | int]]:
-        call, charges, subjects, force = request
+        call, charges, subjects, force, _ = request
         if len({key for key, _ in charges}) < len(charges):
             raise ValueError(f"a request charges a row twice: {', '.join(charge.row for charge in charges)}")
         row = self._row
