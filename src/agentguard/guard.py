@@ -307,7 +307,7 @@ class Guard:
                 ask = asking.next()
                 match ask:
                     case ReserveRows():
-                        asking.reply = self._reserve(Reserve(asking.id, ask.charges, ask.subjects, asking.reports), ask)
+                        asking.reply = self._reserve(Reserve(asking.id, ask.charges, ask.subjects, asking.reports, ask.rows), ask)
                     case ReadRows():
                         asking.reply = self._lefts(ask.rows)
                     case AwaitChange():
@@ -327,7 +327,8 @@ class Guard:
                 ask = asking.next()
                 match ask:
                     case ReserveRows():
-                        asking.reply = await self._areserve(Reserve(asking.id, ask.charges, ask.subjects, asking.reports), ask)
+                        request = Reserve(asking.id, ask.charges, ask.subjects, asking.reports, ask.rows)
+                        asking.reply = await self._areserve(request, ask)
                     case ReadRows():
                         asking.reply = self._lefts(ask.rows)
                     case AwaitChange():

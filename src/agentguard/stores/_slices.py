@@ -44,6 +44,7 @@ class Chain:
 
     Attributes:
         keys: The rows.
+        places: Where tokens, nano-USD and calls stand among its charges: their first, or any when none counts them.
         counts: Whether tokens, nano-USD and calls are among their units.
         slice: The one that calls are admitted from now.
         seen_at: When a call last asked the store about this chain, or for it.
@@ -55,6 +56,9 @@ class Chain:
         self._places = tuple(_PLACES[limit.unit] for _, limit in limits)
         self.keyset: frozenset[str] = frozenset(self.keys)
         self.counts: tuple[bool, ...] = tuple(place in self._places for place in range(len(_UNITS)))
+        self.places: tuple[int, ...] = tuple(
+            self._places.index(place) if place in self._places else 0 for place in range(len(_UNITS))
+        )
         self._rows = [Row.of(key, limit) for key, limit in limits]
         self.slice: Slice | None = None
         self.seen_at: float = -inf

@@ -20,12 +20,15 @@ class Reserve(NamedTuple):
         subjects: Every subject of the call; if one is isolated, the call is refused.
         force: Take the charges whatever the rows say (report mode). The refusal that this passed over is in `Granted.refused`.
             Isolation and a missing row refuse all the same.
+        rows: The rows of the call, by whoever keeps one tuple for all calls that have the same rows, and charges all that
+            count the same unit the same. Only to know a chain again: what is charged stands in `charges`.
     """
 
     id: str
     charges: tuple[Charge, ...]
     subjects: tuple[str, ...] = ()
     force: bool = False
+    rows: tuple[LimitRow, ...] = ()
 
 
 class Granted(NamedTuple):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from agentguard.stores.base import Balance, Closeable, Hold, Isolation, Leasable, Member, WallClock
 
     _Grant = tuple[Slice, int, int, int]
+    _Fast = tuple[tuple[LimitRow, ...], int, Slice, int, int, int]
 
 HORIZON_SECONDS = 5.0
 """For how long a slice should last. Half as long lie amounts idle in it, or used without being told."""
@@ -79,7 +80,7 @@ class LeasedStore:
         self._chains: dict[tuple[str, ...], Chain | None] = {}
         self._slices: dict[str, Slice] = {}
         self._open: dict[str, _Grant | None] = {}
-        self._fast: dict[tuple[Charge, ...], _Grant] = {}
+        self._fast: dict[int, _Fast] = {}
         self._isolated: frozenset[str] = _UNKNOWN
         self._crossed: list[Crossed] = []
         self._recalled: dict[str, float] = {}
@@ -107,11 +108,12 @@ class LeasedStore:
 
     def reserve(self, request: Reserve, may_wait: bool = True) -> Granted | Refused:
         """Take all charges of a call or none: from a slice, or from the store."""
-        call, charges, _, _ = request
+        call, charges, _, _, rows = request
         with self._lock:
-            grant = self._fast.get(charges)
-            if grant is not None and not self._isolated:
-                slice_, tokens, nanos, calls = grant
+            fast = self._fast.get(id(rows))
+            if fast is not None and len(charges) == fast[1] and not self._isolated:
+                _, _, slice_, of_tokens, of_nanos, of_calls = fast
+                tokens, nanos, calls = charges[of_tokens][1], charges[of_nanos][1], charges[of_calls][1]
                 if (
                     tokens <= slice_.tokens
                     and nanos <= slice_.nanos
@@ -122,7 +124,7 @@ class LeasedStore:
                     slice_.tokens -= tokens
                     slice_.nanos -= nanos
                     slice_.calls -= calls
-                    self._open[call] = grant
+                    self._open[call] = (slice_, tokens, nanos, calls)
                     return GRANTED
         return self._reserve_slowly(request, may_wait)  # type: ignore[return-value]  # None only to `try_reserve`
 
@@ -149,7 +151,7 @@ class LeasedStore:
         return self.reserve(request, may_wait=False)
 
     def _reserve_slowly(self, request: Reserve, may_wait: bool) -> Granted | Refused | None:
-        call, charges, subjects, _ = request
+        call, charges, subjects, _, rows = request
         with self._lock:
             if self._open.get(call) is not None:
                 return GRANTED
@@ -160,13 +162,14 @@ class LeasedStore:
                 is_due = False
             elif subject := next(filter(isolated.__contains__, subjects), None):
                 return Refused(RefusalKind.ISOLATED, subject)
-            elif self._take(call, chain, charges, ask):
+            elif self._take(call, chain, ask):
+                self._remember(rows, chain)
                 return GRANTED
             else:
                 is_due = self._is_due(chain)
         if self._store.may_block and not may_wait:
             return None if is_due else self._try_exactly(request)
-        if is_due and chain is not None and ask is not None and self._lease(call, chain, charges, ask):
+        if is_due and chain is not None and ask is not None and self._lease(call, chain, ask):
             return GRANTED
         return self._reserve_exactly(request)
 
@@ -194,7 +197,7 @@ class LeasedStore:
             self._chains[keys] = chain
         return chain
 
-    def _take(self, id: str, chain: Chain, charges: tuple[Charge, ...], ask: Amounts) -> bool:
+    def _take(self, id: str, chain: Chain, ask: Amounts) -> bool:
         """Take a call from the chain's slice, if there is enough left in it."""
         slice_ = chain.slice
         if slice_ is None:
@@ -209,10 +212,17 @@ class LeasedStore:
         slice_.tokens -= tokens
         slice_.nanos -= nanos
         slice_.calls -= calls
+        self._open[id] = (slice_, tokens, nanos, calls)
+        return True
+
+    def _remember(self, rows: tuple[LimitRow, ...], chain: Chain) -> None:
+        """Know the slice by the tuple of rows, which is held on to, so that its id stays its own."""
+        if chain.slice is None or tuple([row.key for row in rows]) != chain.keys:
+            return
         if len(self._fast) >= _MOST_REMEMBERED:
             self._fast.clear()
-        self._open[id] = self._fast[charges] = (slice_, tokens, nanos, calls)
-        return True
+        tokens, nanos, calls = chain.places
+        self._fast[id(rows)] = (rows, len(rows), chain.slice, tokens, nanos, calls)
 
     def _is_due(self, chain: Chain) -> bool:
         """Whether to take a slice for the call that asks: for the second within a horizon, when nobody else is waiting."""
@@ -221,7 +231,7 @@ class LeasedStore:
         chain.seen_at = now
         return is_frequent and now >= chain.exact_until
 
-    def _lease(self, id: str, chain: Chain, charges: tuple[Charge, ...], ask: Amounts) -> bool:
+    def _lease(self, id: str, chain: Chain, ask: Amounts) -> bool:
         """Let the chain's slice grow, and take the call from it. False when others should rather have what is left."""
         with self._lock:
             now = self._now()
@@ -231,19 +241,19 @@ class LeasedStore:
                 self._slices[slice_.id] = slice_
         with slice_.turn:
             with self._lock:
-                if self._take(id, chain, charges, ask):  # another thread has let it grow
+                if self._take(id, chain, ask):  # another thread has let it grow
                     return True
                 calls = chain.next_size(now, self._horizon, self._most_calls, slice_.is_begun)
             grown = slice_ is chain.slice and self._give_account(slice_, keeps_left=True, ask=ask, calls=calls)
             with self._lock:
-                if grown and self._take(id, chain, charges, ask):
+                if grown and self._take(id, chain, ask):
                     return True
                 chain.exact_until = now + self._horizon / 2
                 return False
 
     def _reserve_exactly(self, request: Reserve) -> Granted | Refused:
         """Ask the store. What this process has lying idle in the way of the call is given back first."""
-        call, charges, _, force = request
+        call, charges, _, force, _ = request
         if force:
             self._give_back([key for key, _ in charges])
         answer = self._store.reserve(request)

@@ -81,7 +81,7 @@ class MemoryStore:
 
     def reserve(self, request: Reserve) -> Granted | Refused:
         """Take all charges of a call or none."""
-        call, charges, subjects, force = request
+        call, charges, subjects, force, _ = request
         with self._lock:
             if call in self._open:
                 return self._open[call][0]

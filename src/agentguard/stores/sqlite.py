@@ -279,7 +279,7 @@ class SqliteStore:
         self._rows.forget()
 
     def _reserve(self, db: sqlite3.Connection, request: Reserve) -> Granted | Refused:
-        call, charges, subjects, force = request
+        call, charges, subjects, force, _ = request
         now = self._now()
         self._rows.look(db)
         if isolated := next(filter(self._rows.isolated.__contains__, subjects), None):
