@@ -133,7 +133,8 @@ def main() -> None:
         held = arms["connect-only"][what]
         print(f"{what:24}{bare:10.1f}{again[what]:12.1f}{held:14.1f}{arms['full'][what]:10.1f}{held - bare:+10.1f}")
     start, activation = statistics.median(starts), statistics.median(activations)
-    print(f"supervisor: {arms['connect-only']['supervisor, MB']:.1f} MB resident, {arms['full']['supervisor, MB']:.1f} MB in full")
+    plain, full = (arms[arm]["supervisor, MB"] for arm in ("connect-only", "full"))
+    print(f"supervisor: {plain:.1f} MB resident, {full:.1f} MB in full")
     print(f"activation: {activation:.1f} ms, a bare interpreter's start: {start:.1f} ms, ratio {activation / start:.2f}")
     print("targets: connect <= +80 us, send and sendmsg +0, activation <= 3 x, supervisor <= 20 MB")
 

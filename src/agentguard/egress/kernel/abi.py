@@ -9,7 +9,7 @@ import ctypes
 import os
 from typing import NamedTuple
 
-libc = ctypes.CDLL(None, use_errno=True)
+libc: ctypes.CDLL = ctypes.CDLL(None, use_errno=True)
 _syscall = libc.syscall
 _syscall.restype = ctypes.c_long
 _prctl = libc.prctl

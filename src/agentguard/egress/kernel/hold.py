@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from agentguard.egress.boundary import Boundary
     from agentguard.policy import Policy
 
-logger = logging.getLogger("agentguard")
+logger: logging.Logger = logging.getLogger("agentguard")
 
 _NO_LINUX = f"it needs Linux, and this is {sys.platform}"
 CHOICES = ("in_process", "auto", "kernel")

@@ -19,12 +19,16 @@ def _make_bare_packages(root: str) -> None:
         sys.modules[name] = package
 
 
-if __name__ == "__main__":
-    _make_bare_packages(__file__.rsplit("/", 4)[0])
+def _begin(descriptor: int) -> None:
     from agentguard.egress.kernel.takeover import take_over
 
-    order, listener = take_over(int(sys.argv[1]))
+    order, listener = take_over(descriptor)
 
     from agentguard.egress.kernel.main import main
 
     main(order, listener)
+
+
+if __name__ == "__main__":
+    _make_bare_packages(__file__.rsplit("/", 4)[0])
+    _begin(int(sys.argv[1]))

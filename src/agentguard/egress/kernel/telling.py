@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from agentguard.guard import Guard
 
-logger = logging.getLogger("agentguard")
+logger: logging.Logger = logging.getLogger("agentguard")
 
 _SCHEMES = {"resolve": "dns", "unix": "unix", "send": "udp"}
 
