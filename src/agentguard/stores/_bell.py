@@ -1,6 +1,6 @@
 """A bell that the processes of a host ring for each other: a named pipe for each who listens.
 
-To wait for it costs nothing, and to hear it takes as long as to wake a thread. It carries no message: whoever hears it looks.
+To wait for it costs nothing, and to hear it takes as long as to wake a thread. It says what to look at, and no more.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ import os
 import select
 import time
 from pathlib import Path
+
+ISOLATION = b"i"
+RECALL = b"r"
+_MADE_ANEW = b"?"
 
 
 class Bell:
@@ -24,17 +28,15 @@ class Bell:
         self._path = f"{path}.bell-{os.getpid()}-{os.urandom(4).hex()}"
         self._descriptor: int | None = None
 
-    def wait(self, seconds: float) -> bool:
-        """Wait until it rings, at most so long. Whether it did. A pipe that was removed is made anew, and counts as rung."""
+    def wait(self, seconds: float) -> bytes:
+        """Wait until it rings, at most so long. What for; empty when it did not. A pipe that had to be made counts as rung."""
         if not hasattr(os, "mkfifo"):
             time.sleep(seconds)
-            return False
+            return b""
         if self._descriptor is None or not os.path.exists(self._path):  # noqa: PTH110 - a third of the cost of a Path's
             return self._hang(seconds)
         ready, _, _ = select.select([self._descriptor], [], [], seconds)
-        if ready:
-            os.read(self._descriptor, 4096)
-        return bool(ready)
+        return os.read(self._descriptor, 4096) if ready else b""
 
     def close(self) -> None:
         """Take it down."""
@@ -44,7 +46,7 @@ class Bell:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)  # noqa: PTH108 - as above
 
-    def _hang(self, seconds: float) -> bool:
+    def _hang(self, seconds: float) -> bytes:
         self.close()
         try:
             os.mkfifo(self._path, 0o600)
@@ -52,11 +54,11 @@ class Bell:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_NONBLOCK)
         except OSError:  # a folder that we may not write to, or a file system without pipes: the caller looks by itself
             time.sleep(seconds)
-            return False
-        return True
+            return b""
+        return _MADE_ANEW
 
 
-def ring(path: str) -> None:
+def ring(path: str, what: bytes) -> None:
     """Ring the bells of all processes that listen beside a shared file; those of dead processes are taken away."""
     shared = Path(path)
     for bell in shared.parent.glob(f"{shared.name}.bell-*"):
@@ -68,5 +70,5 @@ def ring(path: str) -> None:
                     bell.unlink()
             continue
         with contextlib.suppress(BlockingIOError):  # it is full of rings already
-            os.write(descriptor, b"\0")
+            os.write(descriptor, what)
         os.close(descriptor)

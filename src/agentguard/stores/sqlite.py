@@ -19,10 +19,11 @@ from agentguard.core.limits import Charge, Crossed, Item, LimitRow, RefusalKind,
 from agentguard.errors import StoreUnavailable
 from agentguard.policy.model import Per
 from agentguard.stores import _members, _recalls, _verbs
-from agentguard.stores._bell import Bell, ring
+from agentguard.stores._bell import ISOLATION, RECALL, Bell, ring
 from agentguard.stores._database import Database, Schema
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._holder import Holder
+from agentguard.stores._reader import Reader
 from agentguard.stores._recalls import Recalls
 from agentguard.stores._rows import KnownRows, marks
 from agentguard.stores._watchers import Watchers
@@ -47,7 +48,7 @@ taken up again after days, not after months. The rows of all others are kept for
 _SHORT_LIVED = (Per.SESSION, Per.INTERACTION, Per.CALL)
 _PRUNE_EVERY_SECONDS = 3600.0
 _POLL_SECONDS = 0.005
-_LISTEN_SECONDS = 0.04
+_LISTEN_SECONDS = 0.03
 """How often to look for an isolation that no bell has told of: it was taken down, or nobody could ring it."""
 
 _BATCH = 200
@@ -93,6 +94,7 @@ class SqliteStore:
     def __init__(self, path: str | os.PathLike[str], clock: WallClock = time) -> None:  # the module is a WallClock
         self._rows = KnownRows()
         self._database = Database(os.path.abspath(path), _SCHEMA, self._rows.forget_all)  # noqa: PTH100 - links are left alone
+        self._reader = Reader(self._database.path)
         self._now = clock.time
         self._me = Holder.of_this_process()
         self._name = str(self._me)
@@ -149,7 +151,7 @@ class SqliteStore:
     def isolate(self, subject: str, *, on: bool, by: str, why: str) -> int:
         """Stop a subject, or restore it."""
         epoch = self._database.run(self._isolate, subject, on, by, why)
-        ring(self._database.path)
+        ring(self._database.path, ISOLATION)
         self._listeners.announce()
         self._watchers.announce()
         return epoch
@@ -157,11 +159,11 @@ class SqliteStore:
     def isolations(self) -> Sequence[Isolation]:
         """The subjects that are isolated now, oldest first."""
         select = "SELECT subject, by, why, at FROM isolations ORDER BY at, subject"
-        return self._database.look(lambda db: [Isolation(*row) for row in db.execute(select)])
+        return self._reader.look(lambda db: [Isolation(*row) for row in db.execute(select)])
 
     def epoch(self) -> int:
         """The number of changes by `isolate` so far."""
-        return self._database.look(_epoch)
+        return self._reader.look(_epoch)
 
     def watch(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after settlements and isolations: those of this process at once, others within two polls."""
@@ -200,7 +202,7 @@ class SqliteStore:
     def recall(self, keys: Sequence[str]) -> None:
         """Ask whoever holds slices of rows to give back what no call holds."""
         self._database.run(_recalls.write, keys)
-        ring(self._database.path)
+        ring(self._database.path, RECALL)
 
     def watch_recalls(self, on_recall: Callable[[Sequence[str]], None]) -> Closeable:
         """Call `on_recall` when slices are asked for, by whatever process."""
@@ -229,18 +231,22 @@ class SqliteStore:
     def close(self) -> None:
         """Free the file. Open holds stay, and are swept when the process is gone. A later verb opens it anew."""
         self._database.close()
+        self._reader.close()
 
     def before_fork(self) -> None:
         """Come to rest, in the process that forks."""
         self._database.before_fork()
+        self._reader.before_fork()
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
         self._database.after_fork_in_parent()
+        self._reader.after_fork_in_parent()
 
     def after_fork_in_child(self) -> None:
         """Go on as another process, which has no threads yet."""
         self._database.after_fork_in_child()
+        self._reader.after_fork_in_child()
         self._me = Holder.of_this_process()
         self._name = str(self._me)
         self._watchers.lock = threading.Lock()
@@ -459,23 +465,26 @@ class SqliteStore:
         seen: object = None
         epoch = -1
         while True:
-            has_rung = bell.wait(_LISTEN_SECONDS)
+            rung = bell.wait(_LISTEN_SECONDS)
             with self._listeners.lock:
                 if not (self._listeners or self._wanted):
                     self._listener = None
                     bell.close()
                     return
-            version = self._database.version()
-            if version == seen and not has_rung:
-                continue
-            seen = version
+            if ISOLATION in rung:  # at once: who is told reads what there is, whatever this thread finds
+                self._listeners.announce()
+            if not rung:
+                version = self._database.version()
+                if version == seen:
+                    continue
+                seen = version
             try:
                 known, epoch = epoch, self.epoch()
                 wanted = self._database.look(self._wanted.news) if self._wanted else ()
             except StoreUnavailable:  # no decision is made meanwhile; the next look finds what there is
                 seen = None
                 continue
-            if epoch != known:
+            if epoch != known and ISOLATION not in rung:
                 self._listeners.announce()
             if wanted:
                 self._wanted.tell(wanted)
