@@ -7,6 +7,7 @@ import sys
 import time
 
 import worker
+
 from agentguard.core.limits import Amounts, RefusalKind
 from agentguard.stores.base import Granted, Reserve
 from agentguard.stores.redis import RedisStore
@@ -15,6 +16,7 @@ from agentguard.stores.redis import RedisStore
 def race_and_register(store: RedisStore) -> None:
     """Take until nothing fits, and tell the store of the rows again whenever it has lost them; says what was taken."""
     taken = number = refused = 0
+    store.register(worker.ROWS)
     worker.ready()
     while refused < 20:
         number += 1

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -395,6 +396,39 @@ def test_an_event_loop_is_not_held_up_by_a_frozen_server(own):
 
     with opened(own.url) as store:
         assert asyncio.run(ask_while_frozen(store)) < 0.5
+
+
+# --- who may do what ------------------------------------------------------------------------------------------------
+
+
+def test_an_agents_user_may_decide_and_may_not_restore(own):
+    recipe = (Path(__file__).parents[2] / "docs/how-to/redis.md").read_text(encoding="utf-8")
+    for line in (
+        recipe.partition("<!-- acl -->")[2].partition("```text")[2].partition("```")[0].strip().replace("\\\n", " ").splitlines()
+    ):
+        own.ask(*line.split())
+    server = f"127.0.0.1:{own.port}/0{PATIENT}&fleet=support"
+    with opened(f"redis://agent:agents-password@{server}") as agent:
+        assert ask(agent, "1", 40) == GRANTED
+        assert agent.extend("1", (Charge(AGENT.key, 5),)) == Granted((Charge(AGENT.key, 5),))
+        assert agent.settle("1", Amounts(30)).first
+        assert agent.sweep() == 0
+        assert asyncio.run(in_a_loop(agent)) == GRANTED
+        with pytest.raises(StoreUnavailable, match=r"docs/how-to/redis\.md"):
+            agent.isolate("agent:b", on=True, by="agent", why="envy")
+        operator = RedisStore(f"redis://operator:operators-password@{server}")
+        operator.isolate("agent:a", on=True, by="ada", why="drill")
+        operator.close()
+        assert [isolation.subject for isolation in agent.isolations()] == ["agent:a"]
+        refused = agent.reserve(Reserve("2", (Charge(AGENT.key, 1),), ("agent:a",)))
+
+    assert refused == Refused(RefusalKind.ISOLATED, "agent:a")
+
+
+async def in_a_loop(store: RedisStore):
+    answer = await store.areserve(Reserve("in a loop", ()))
+    await store.aclose()
+    return answer
 
 
 # --- what is said on the channels -----------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from agentguard.core.limits import Amounts, Charge, LimitRow
 from agentguard.policy.model import Limit, Unit, Window
-from agentguard.stores.base import Reserve
+from agentguard.stores.base import Account, Reserve
 from agentguard.stores.memory import MemoryStore
 from agentguard.testing.clock import FrozenClock
 
@@ -124,3 +124,55 @@ def test_an_extension_takes_the_same_share_of_amounts_that_a_double_cannot_multi
     stores[1].close()
 
     assert answers[0] == answers[1]
+
+
+AMOUNT = st.integers(0, 12)
+
+
+class Slices(RuleBasedStateMachine):
+    """Accounts of slices and calls in any order: Redis answers what memory answers."""
+
+    def __init__(self, server) -> None:
+        super().__init__()
+        self.clock = FrozenClock()
+        self.stores = [MemoryStore(self.clock), make(server, self.clock)]
+        self.ask("register", list(machine.ROWS))
+
+    def ask(self, verb: str, *args):
+        answers = [getattr(store, verb)(*args) for store in self.stores]
+        assert answers[0] == answers[1], (verb, args, answers)
+        return answers[0]
+
+    @rule(
+        name=st.sampled_from("xy"),
+        used=st.builds(Amounts, AMOUNT, AMOUNT, AMOUNT),
+        keep=machine.CHARGES,
+        call=machine.CHARGES,
+        calls=st.integers(0, 5),
+        share=st.integers(1, 3),
+    )
+    def lease(self, name, used, keep, call, calls, share) -> None:
+        self.ask("lease", Account(name, used, keep, call, calls, share))
+
+    @rule(name=st.sampled_from("xyab"), charges=machine.CHARGES)
+    def reserve(self, name, charges) -> None:
+        self.ask("reserve", Reserve(name, charges))
+
+    @rule(name=st.sampled_from("xyab"), actual=st.builds(Amounts, AMOUNT, AMOUNT, AMOUNT))
+    def settle(self, name, actual) -> None:
+        self.ask("settle", name, actual)
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 31.0, 61.0, 3600.0]))
+    def advance(self, seconds) -> None:
+        self.clock.advance(seconds)
+
+    @invariant()
+    def balances_agree(self) -> None:
+        self.ask("read", sorted(machine.BY_KEY))
+
+    def teardown(self) -> None:
+        self.stores[1].close()
+
+
+def test_redis_and_memory_give_the_same_slices(server):
+    run_state_machine_as_test(lambda: Slices(server), settings=settings(machine.LONG, max_examples=60))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from agentguard.core.limits import RefusalKind, Refused
 from agentguard.errors import StoreUnavailable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from agentguard.core.limits import Amounts, Charge, LimitRow
-    from agentguard.stores.base import Closeable, Hold, Isolation, Member, Settled, Store, WallClock
+    from agentguard.stores.base import Account, Accounted, Closeable, Hold, Isolation, Leasable, Member, Settled, Store, WallClock
 
 LOCAL_SHARE = 10
 _MOST_OWED = 10_000
@@ -209,6 +209,18 @@ class Standby:
     def close(self) -> None:
         """Free what is held."""
         self._store.close()
+
+    def lease(self, account: Account) -> Accounted | Refused:
+        """Take the account of a slice, and let it grow."""
+        return cast("Leasable", self._store).lease(account)
+
+    def recall(self, keys: Sequence[str]) -> None:
+        """Ask whoever holds slices of rows to give back what no call holds."""
+        cast("Leasable", self._store).recall(keys)
+
+    def watch_recalls(self, on_recall: Callable[[Sequence[str]], None]) -> Closeable:
+        """Call `on_recall` with the rows that another process has recalled."""
+        return cast("Leasable", self._store).watch_recalls(on_recall)
 
     # --- without the store ----------------------------------------------------------------------------------------------
 

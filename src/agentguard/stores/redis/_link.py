@@ -22,7 +22,7 @@ SILENCE = (redis.ConnectionError, redis.TimeoutError, OSError)
 """No answer. Everything else is one: the server refuses, and says why."""
 
 MOST_AT_ONCE = 8
-"""Connections of a process, and threads that ask at once. More would only wait for each other, and open connections under load."""
+"""Connections of a process, and threads that ask at once. More would wait for each other, and connect while under load."""
 
 
 class Link:
@@ -45,7 +45,7 @@ class Link:
         return self.ask(lambda client: self._evaluate(client, sha, name, keys, self.scripts.arguments(arguments)))
 
     def ask(self, question: Callable[[Any], Any]) -> Any:
-        """Ask the server through a client. A connection that is found broken is replaced once; a slow answer is not waited for."""
+        """Ask the server through a client. A connection found broken is replaced once; a late answer is not waited for."""
         self.breaker.check()
         with self._places:
             self.breaker.check()  # it may have opened while this thread waited for its turn

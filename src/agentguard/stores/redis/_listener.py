@@ -34,12 +34,20 @@ class Listener:
         link: The way to the server.
         channel: What to listen to.
         look: Reads the number; None when there is none.
+        hear: Told of each message in place of the watchers.
     """
 
-    def __init__(self, link: Link, channel: str, look: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        channel: str,
+        look: Callable[[], object] | None = None,
+        hear: Callable[[bytes], None] | None = None,
+    ) -> None:
         self.watchers: Watchers = Watchers()
+        self._hear = hear
         self._link = link
-        self._channel = channel
+        self.channel: str = channel
         self._look = look
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -81,15 +89,21 @@ class Listener:
     def _listen(self) -> None:
         # A client of its own: whoever closes the store's does not tear the connection from under this thread.
         with closing(open_client(self._link.address)) as client, client.pubsub() as subscription:
-            subscription.subscribe(self._channel)
+            subscription.subscribe(self.channel)
             seen: Any = None
             while not self._is_done():
                 message = subscription.get_message(timeout=_LOOK_SECONDS * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load
                 if message is not None:
-                    self.watchers.announce()
+                    self._tell(message["data"])
                 elif self._look is not None and (number := self._look()) != seen:
                     seen = number
                     self.watchers.announce()
+
+    def _tell(self, said: object) -> None:
+        if self._hear is None:
+            self.watchers.announce()
+        elif isinstance(said, bytes):  # else it is the number of channels: the subscription has begun to stand
+            self._hear(said)
 
     def _is_done(self) -> bool:
         with self.watchers.lock:

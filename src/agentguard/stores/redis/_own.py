@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from agentguard.core.limits import Row, charge, enlarge, give, take
+from agentguard.core.limits import Charge, Row, charge, enlarge, give, spend, take
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from agentguard.core.limits import Amounts, Charge, Item, LimitRow
+    from agentguard.core.limits import Amounts, Item, LimitRow
+    from agentguard.stores.base import Account
 
 _MOST_ROWS = 8192
 
@@ -72,6 +73,20 @@ class OwnCounts:
             enlarge(rows, mine, taken.items, [])
             more = tuple(key for key, _ in charges if key not in self._rows and key not in taken.others)
             self._open[id] = Taken(taken.items, taken.others + more)
+
+    def lease(self, account: Account, calls: int, now: float) -> None:
+        """Count the account of a slice that has grown by `calls`."""
+        with self._lock:
+            taken = self._open.pop(account.id, None) or Taken([], ())
+            kept = spend(taken.items, account.used, dict(account.keep), now, [])
+            mine = [Charge(key, amount * calls) for key, amount in account.call if key in self._rows]
+            if calls:
+                rows = [self._rows[key][1] for key, _ in mine]
+                for row in rows:
+                    row.advance(now)
+                enlarge(rows, mine, kept, [], holds_calls=True)
+            if account.keep or calls:
+                self._open[account.id] = Taken(kept, taken.others)
 
     def is_open(self, id: str) -> bool:
         """Whether a call of this process is open."""

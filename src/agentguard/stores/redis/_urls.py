@@ -46,9 +46,9 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Read a URL: `redis://`, `rediss://` (TLS) or `unix://`, and `redis+sentinel://HOST,HOST/SERVICE/DB`, `redis+cluster://HOST,HOST`.
+        """Read a URL: `redis://`, `rediss://`, `unix://`, `redis+sentinel://HOST,HOST/SERVICE/DB`, `redis+cluster://HOST,HOST`.
 
-        `?fleet=NAME` and `?timeout=SECONDS` are ours; the other options are redis-py's (`ssl_ca_certs`, `ssl_certfile`, `username`, ...).
+        `?fleet=NAME` and `?timeout=SECONDS` are ours; the other options are redis-py's (`ssl_ca_certs`, `ssl_certfile`, ...).
 
         Raises:
             PolicyError: It is none of these.

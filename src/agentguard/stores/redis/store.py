@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import struct
+import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
@@ -23,11 +24,13 @@ from agentguard.errors import PolicyError, Problem
 from agentguard.policy.model import Per
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._holder import Holder
+from agentguard.stores._recalls import Recalls
 from agentguard.stores.base import (
     FORGET_MEMBER_SECONDS,
     GRANTED,
     NOT_SETTLED,
     SETTLED,
+    Accounted,
     Balance,
     Granted,
     Hold,
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from agentguard.core.limits import LimitRow
-    from agentguard.stores.base import Closeable, Reserve
+    from agentguard.stores.base import Account, Closeable, Reserve
 
 HOLD_SECONDS = 600.0
 """How long a hold lives without being renewed: the SDKs' own timeout is 10 minutes."""
@@ -102,7 +105,7 @@ class RedisStore:
         self._control, self._isolated, self._members, self._heard = (
             f"{prefix}{name}" for name in ("control", "isolated", "members", "heard")
         )
-        self._front = (self._state, self._control, self._isolated, self._open)
+        self._front = (self._state, self._open)
         self._settlements, self._changes = f"{prefix}settlements", f"{prefix}isolations"
         self._holders = f"{prefix}holders"
         self._me = Holder.of_this_process()
@@ -113,6 +116,8 @@ class RedisStore:
         self._prune_at = 0.0
         self._settled = Listener(self._link, self._settlements)
         self._steered = Listener(self._link, self._changes, self.epoch)
+        self._recalls = Recalls()
+        self._recalled = Listener(self._link, f"{prefix}recalls", hear=lambda said: self._recalls.tell(json.loads(said)))
         self._orphans: set[asyncio.Task[Any]] = set()
         survive_forks(self)
 
@@ -209,6 +214,38 @@ class RedisStore:
             return await asyncio.get_running_loop().run_in_executor(None, self.settle, id, actual)
         return self._settled_by(id, actual, answer)
 
+    # --- slices -----------------------------------------------------------------------------------------------------
+
+    def lease(self, account: Account) -> Accounted | Refused:
+        """Take the account of a slice, and let it grow."""
+        keys: Iterable[str] = (*dict(account.keep), *(self._own.keys_of(account.id) or ()))
+        while True:
+            answer = self._link.run("lease", *self._accounted(account, keys))
+            if answer[0] == b"keys":
+                keys = self._keys(key.decode() for key in answer[1:])
+            elif answer[0] == _LOST:
+                self._tell_again()
+            else:
+                break
+        if answer[0] == b"closed":
+            self._own.drop(account.id)
+            return Refused(RefusalKind.UNREGISTERED, account.id)
+        if answer[0] == b"refused":
+            return refused_of(answer[1], len(self._row))
+        _, now, calls, crossed = answer
+        self._own.lease(account, calls, now / MICROS)
+        self._settled.watchers.announce()
+        return Accounted(calls, crossed_of(crossed, len(self._row)))
+
+    def recall(self, keys: Sequence[str]) -> None:
+        """Ask whoever holds slices of these rows to give back what no call holds."""
+        said = json.dumps(list(keys))
+        self._link.ask(lambda client: client.publish(self._recalled.channel, said))
+
+    def watch_recalls(self, on_recall: Callable[[Sequence[str]], None]) -> Closeable:
+        """Call `on_recall` with the rows that any process has recalled."""
+        return _Both(self._recalls.add(on_recall), self._recalled.add(_hear_nothing))
+
     # --- the ledger -------------------------------------------------------------------------------------------------
 
     def read(self, keys: Sequence[str]) -> Sequence[Balance]:
@@ -252,8 +289,8 @@ class RedisStore:
 
     def isolations(self) -> Sequence[Isolation]:
         """The subjects that are isolated now, oldest first."""
-        found = self._link.run("isolations", [self._isolated])
-        isolations = [Isolation(subject.decode(), by.decode(), why.decode(), at / MICROS) for subject, by, why, at in found]
+        found = self._link.ask(lambda client: client.hgetall(self._isolated))
+        isolations = [_isolation(subject.decode(), *json.loads(said)) for subject, said in found.items()]
         return sorted(isolations, key=lambda isolation: (isolation.at, isolation.subject))
 
     def epoch(self) -> int:
@@ -314,6 +351,7 @@ class RedisStore:
         """Free the connections. Open holds stay, and are swept when the process is gone. A later verb connects anew."""
         self._settled.close()
         self._steered.close()
+        self._recalled.close()
         self._link.close()
 
     async def aclose(self) -> None:
@@ -338,6 +376,8 @@ class RedisStore:
         self._own.clear()
         self._settled.restart()
         self._steered.restart()
+        self._recalls.lock = threading.Lock()
+        self._recalled.restart()
 
     # --- asking and reading answers ---------------------------------------------------------------------------------
 
@@ -347,7 +387,7 @@ class RedisStore:
             raise ValueError(f"a request charges a row twice: {', '.join(charge.row for charge in charges)}")
         row = self._row
         keys = [*self._front, self._hold + call, *[row + key for key, _ in charges]]
-        head = (self._joined(), call, self._name, _HOLD_MICROS, "1" if force else "")
+        head = (self._joined(), call, self._name, _HOLD_MICROS, "1" if force else "", self._control, self._isolated)
         return keys, [*head, *[amount for _, amount in charges], *subjects]
 
     def _granted(self, request: Reserve, answer: Any) -> Granted | Refused:
@@ -383,10 +423,19 @@ class RedisStore:
         self._own.take(id, granted, now / MICROS)
         return Granted(granted, crossed_of(crossed, len(self._row)))
 
+    def _accounted(self, account: Account, others: Iterable[str]) -> tuple[list[str], list[str | int]]:
+        part: dict[str, int | str] = dict(account.call)
+        keep: dict[str, int | str] = dict(account.keep)
+        keys = list(dict.fromkeys((*part, *keep, *others)))
+        arguments: list[str | int] = [self._joined(), account.id, self._name, _HOLD_MICROS, self._settlements]
+        arguments += (account.used.tokens, account.used.nanos, account.used.calls, account.calls, account.share)
+        for key in keys:
+            arguments += (keep.get(key, ""), part.get(key, ""))
+        return [self._state, self._open, self._hold + account.id, *(self._row + key for key in keys)], arguments
+
     def _ending(self, id: str, keys: Iterable[str], how: str, actual: Amounts) -> tuple[list[str], list[str | int]]:
         rows = [self._row + key for key in keys]
-        calls = getattr(actual, "calls", 0)
-        arguments = [self._joined(), id, self._settlements, how, actual.tokens, actual.nanos, calls]
+        arguments = [self._joined(), id, self._settlements, how, actual.tokens, actual.nanos, actual.calls]
         return [self._state, self._open, self._hold + id, *rows], arguments
 
     def _close(self, id: str, how: str, actual: Amounts) -> Any:
@@ -522,6 +571,14 @@ class _Both:
         """Be told no more. Twice is once."""
         for watch in self._watches:
             watch.close()
+
+
+def _isolation(subject: str, by: str, why: str, at: str) -> Isolation:
+    return Isolation(subject, by, why, int(at) / MICROS)
+
+
+def _hear_nothing() -> None:
+    """Who listens to recalls is told of each by its own way."""
 
 
 def _unknown(request: Reserve) -> Refused:

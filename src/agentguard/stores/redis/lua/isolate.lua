@@ -3,7 +3,7 @@
 local control = redis.call('GET', KEYS[1])
 local epoch = control and struct.unpack('<d', control) or 0
 if ARGV[1] == '1' then
-  redis.call('HSET', KEYS[2], ARGV[2], cmsgpack.pack({ARGV[3], ARGV[4], micros()}))
+  redis.call('HSET', KEYS[2], ARGV[2], cjson.encode({ARGV[3], ARGV[4], string.format('%.0f', micros())}))
 else
   redis.call('HDEL', KEYS[2], ARGV[2])
 end

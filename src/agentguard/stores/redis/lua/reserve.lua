@@ -1,9 +1,11 @@
--- KEYS: state, control, isolations, open, hold, rows ...   ARGV: generation, id, holder, microseconds to hold, force, amounts ...,
+-- KEYS: state, open, hold, rows ...   ARGV: generation, id, holder, microseconds to hold, force, control, isolated, amounts ...,
 -- subjects ...
+-- Control and isolated are keys too, in the same slot. They are not among KEYS because those need the right to write, which a
+-- process has not that is not an operator's.
 -- Returns the time when all was taken and there is nothing else to say; {'granted', time, crossed, refused};
 -- {'refused', refused}; {'lost'} when this process knows another generation.
-local found = redis.call('MGET', unpack(KEYS))
-local state, control, hold = found[1], found[2], found[5]
+local found = redis.call('MGET', ARGV[6], unpack(KEYS))
+local control, state, hold = found[1], found[2], found[4]
 if is_lost(state, ARGV[1]) then
   return {'lost'}
 end
@@ -11,10 +13,10 @@ if hold then
   local _, answer = struct.unpack('<I4c0I4c0', hold)
   return answer == '' and 0 or cmsgpack.unpack(answer)
 end
-local count = #KEYS - 5
+local count = #KEYS - 3
 if control and struct.unpack('<d', control, 9) > 0 then
-  for place = 6 + count, #ARGV do
-    if redis.call('HEXISTS', KEYS[3], ARGV[place]) == 1 then
+  for place = 8 + count, #ARGV do
+    if redis.call('HEXISTS', ARGV[7], ARGV[place]) == 1 then
       return {'refused', {'isolated', ARGV[place], 0, 0, 0, 0, ''}}
     end
   end
@@ -25,22 +27,22 @@ local force = ARGV[5] == '1'
 if count > 0 then
   local learning = struct.unpack('<d', state, 25)
   if time < learning then
-    return {'refused', {'unregistered', KEYS[6], 0, 0, 0, 0, string.format('%.17g', learning / 1000000)}}
+    return {'refused', {'unregistered', KEYS[4], 0, 0, 0, 0, string.format('%.17g', learning / 1000000)}}
   end
 end
 
 local rows, moved = {}, {}
 local exhausted, contended, missing
 for place = 1, count do
-  local raw = found[place + 5]
+  local raw = found[place + 4]
   if not raw then
     missing = place
     break
   end
-  local asked = tonumber(ARGV[place + 5])
+  local asked = tonumber(ARGV[place + 7])
   local held, _, spent, amount, ends = struct.unpack('<ddddd', raw)
   if now >= ends then
-    local row = unpack_row(KEYS[place + 5], raw)
+    local row = unpack_row(KEYS[place + 3], raw)
     advance(row, now)
     rows[place] = row
     moved[#moved + 1] = place
@@ -60,14 +62,14 @@ local refused
 local first = missing or exhausted or contended
 if first then
   if missing then
-    refused = {'unregistered', KEYS[missing + 5], 0, 0, 0, 0, ''}
+    refused = {'unregistered', KEYS[missing + 3], 0, 0, 0, 0, ''}
   else
-    local row = rows[first] or unpack_row(KEYS[first + 5], found[first + 5])
-    refused = refusal(exhausted and 'exhausted' or 'contended', row, tonumber(ARGV[first + 5]))
+    local row = rows[first] or unpack_row(KEYS[first + 3], found[first + 4])
+    refused = refusal(exhausted and 'exhausted' or 'contended', row, tonumber(ARGV[first + 7]))
   end
   if missing or not force then
     for _, place in ipairs(moved) do  -- a window never moves back, not even when the clock does so after a refusal
-      writes[#writes + 1] = KEYS[place + 5]
+      writes[#writes + 1] = KEYS[place + 3]
       writes[#writes + 1] = pack_row(rows[place])
     end
     if #writes > 0 then
@@ -79,8 +81,8 @@ end
 
 local crossed, items = {}, {}
 for place = 1, count do
-  local key, raw, row = KEYS[place + 5], found[place + 5], rows[place]
-  local asked = tonumber(ARGV[place + 5])
+  local key, raw, row = KEYS[place + 3], found[place + 4], rows[place]
+  local asked = tonumber(ARGV[place + 7])
   local held, _, _, _, _, start, code, id = struct.unpack('<dddddddd', raw)
   local unit = code % 10
   writes[#writes + 1] = key
@@ -108,8 +110,8 @@ if refused or #crossed > 0 then
   answer = {'granted', time, crossed, refused or {}}
   written = cmsgpack.pack(answer)
 end
-writes[#writes + 1] = KEYS[5]
+writes[#writes + 1] = KEYS[3]
 writes[#writes + 1] = pack_hold(ARGV[3], written, table.concat(items))
 redis.call('MSET', unpack(writes))
-redis.call('ZADD', KEYS[4], string.format('%.0f', time + ARGV[4]), ARGV[2])
+redis.call('ZADD', KEYS[2], string.format('%.0f', time + ARGV[4]), ARGV[2])
 return answer
