@@ -112,3 +112,78 @@ def test_a_slice_of_another_process_is_recalled_before_a_final_refusal(clock):
 
     assert other.reserve(Reserve("all", (Charge(TOKENS.key, 9500),))) == GRANTED
     assert one.reserve(Reserve("none", (Charge(TOKENS.key, 1),))).kind is RefusalKind.CONTENDED
+
+
+def test_a_call_in_a_slice_is_extended_as_any_other(leased, behind):
+    for number in range(20):
+        call(leased, f"{number}")
+    leased.reserve(Reserve("long", charges(10)))
+
+    more = tuple(charge for charge in charges(3000, 1500) if charge.row != CALLS.key)
+    assert leased.extend("long", more) == Granted(more)
+    assert leased.extend("long", (Charge(TOKENS.key, 9000),)).charges == (Charge(TOKENS.key, 6910),)
+
+    assert leased.settle("long", Amounts(8000, 1000)).first
+    assert not leased.settle("long", Amounts(8000, 1000)).first
+    leased.close()
+    assert spent_and_held(behind, *CHAIN) == [(8080, 0), (1040, 0), (21, 0), (8080, 0)]
+
+
+def test_a_call_that_runs_past_the_end_of_its_window_is_charged_to_both(leased, behind, clock):
+    for number in range(20):
+        call(leased, f"{number}")
+    leased.reserve(Reserve("long", charges(10, 50)))
+    clock.advance(86400)
+
+    more = tuple(charge for charge in charges(100, 100) if charge.row != CALLS.key)
+    assert leased.extend("long", more) == Granted(more)
+    leased.settle("long", Amounts(60, 120))
+    leased.close()
+
+    assert spent_and_held(behind, TOKENS, MONEY) == [(140, 0), (70, 0)]
+
+
+def test_an_isolated_subject_gets_nothing_from_a_slice(leased):
+    for number in range(20):
+        call(leased, f"{number}")
+
+    leased.isolate("agent:a", on=True, by="ada", why="drill")
+
+    assert leased.reserve(Reserve("x", charges(), ("agent:a",))).kind is RefusalKind.ISOLATED
+    assert leased.reserve(Reserve("y", charges(), ("agent:b",))) == GRANTED
+
+
+def test_a_rate_admits_no_call_from_the_slice_of_a_bucket_that_is_over(leased, behind, clock):
+    for number in range(20):
+        call(leased, f"{number}")
+    clock.advance(1.0)
+    asked = len(behind.asked)
+
+    call(leased, "next bucket")
+
+    assert len(behind.asked) > asked
+
+
+def test_a_slice_that_lies_idle_for_half_a_horizon_is_given_back(leased, behind, clock):
+    for number in range(20):
+        call(leased, f"{number}")
+    clock.advance(2.5)
+
+    leased.sweep()
+    clock.advance(2.5)
+    leased.sweep()
+
+    assert behind.holds() == []
+    assert spent_and_held(behind, TOKENS) == [(80, 0)]
+
+
+def test_a_limit_on_calls_at_once_is_decided_by_the_store(behind, clock):
+    at_once = LimitRow.of("agent:a", Limit(amount=1, unit=Unit.CONCURRENT_CALLS))
+    leased = LeasedStore(behind, clock)
+    leased.register([at_once])
+    for number in range(5):
+        assert leased.reserve(Reserve(f"{number}", (Charge(at_once.key, 1),))) == GRANTED
+        assert leased.reserve(Reserve("another", (Charge(at_once.key, 1),))).kind is RefusalKind.CONTENDED
+        leased.settle(f"{number}", Amounts())
+
+    assert "lease" not in behind.asked

@@ -11,7 +11,7 @@ from agentguard.policy.model import Unit
 from agentguard.stores.leased import LeasedStore
 from agentguard.stores.memory import MemoryStore
 
-from .test_machine import CALLS, ROWS, USAGE, AnyOrder
+from .test_machine import CALLS, CHARGES, ROWS, USAGE, AnyOrder
 
 
 def alike(rows: tuple[int, ...], tokens: int, nanos: int) -> tuple[Charge, ...]:
@@ -42,6 +42,14 @@ class LeasedInAnyOrder(AnyOrder):
             return min((grant.amount for grant in grants if grant.row.limit.unit is unit), default=0)
 
         AnyOrder.settle(self, call, Amounts(min(actual.tokens, held(Unit.TOKENS)), min(actual.nanos, held(Unit.USD))))
+
+    @rule(call=CALLS, charges=CHARGES)
+    def extend(self, call, charges) -> None:
+        """As the guard does: every row of a unit alike, and what runs past its window is another test's."""
+        leased = self.stores[-1]
+        grant = leased._open.get(call)
+        if grant is None or (grant[0].chain.more(charges) is not None and self.clock.time() < grant[0].ends):
+            AnyOrder.extend(self, call, charges)
 
     @rule(call=CALLS, charges=ALIKE)
     def reserve_alike(self, call, charges) -> None:

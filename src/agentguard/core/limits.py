@@ -488,17 +488,16 @@ def calls_that_fit(rows: Iterable[Row], charges: Sequence[Charge], calls: int, s
     return calls
 
 
-def spend(items: Iterable[Item], used: Amounts, keep: Mapping[str, int], now: float, crossed: list[Crossed]) -> list[Item]:
+def spend(items: Iterable[Item], used: Amounts, keep: Mapping[str, int], crossed: list[Crossed]) -> list[Item]:
     """Spend what was used of a slice, and go on holding of each row what is kept, each part in the window in which it was taken.
 
-    Returns what is held now. What was taken first is used first, and kept last.
+    Returns what is held now. What was taken first is used first, and kept last. No row moves on: nothing is asked of any.
     """
     used_in = (*used, 0)
     unspent: dict[Row, int] = {}
     unkept = dict(keep)
     items = list(items)
     for row, _, _, _ in items:
-        row.advance(now)
         unspent[row] = used_in[row.settles_as]
     kept: list[Item] = []
     for row, start, held, continued in items:

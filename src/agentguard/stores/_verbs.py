@@ -54,7 +54,7 @@ def lease(
     if unknown is not None:
         return Refused(RefusalKind.UNREGISTERED, unknown), items or []
     crossed: list[Crossed] = []
-    kept = spend(items or (), account.used, dict(account.keep), now, crossed)
+    kept = spend(items or (), account.used, dict(account.keep), crossed)
     growing = [rows[key] for key, _ in account.call]
     for row in growing:
         row.advance(now)

@@ -276,8 +276,8 @@ class LeasedStore:
                 more = None
             else:
                 slice_ = grant[0]
-                more = slice_.chain.more(charges) if self._now() < slice_.ends else None
-                if more is not None and slice_.until > 0 and more[0] <= slice_.tokens and more[1] <= slice_.nanos:
+                more = slice_.chain.more(charges)
+                if more is not None and self._now() < slice_.until and more[0] <= slice_.tokens and more[1] <= slice_.nanos:
                     self._enlarge(id, more)
                     slice_.tokens -= more[0]
                     slice_.nanos -= more[1]
@@ -325,8 +325,11 @@ class LeasedStore:
     def _make_own(self, id: str, grant: _Grant) -> None:
         """Give an open call a hold of its own, for what a slice cannot do. For a moment it is held twice, never not at all."""
         slice_, tokens, nanos, _ = grant
-        counted = slice_.chain.charges(Amounts(tokens, nanos))
-        self._store.reserve(Reserve(id, tuple(charge for charge in counted if charge.amount), (), force=True))
+        counted = {key: amount for key, amount in slice_.chain.charges(Amounts(tokens, nanos)) if amount}
+        while isinstance(
+            refused := self._store.reserve(Reserve(id, tuple(map(Charge._make, counted.items())), (), force=True)), Refused
+        ):
+            del counted[refused.row]  # it was forgotten: what calls held of it settles into nothing
         with self._lock:
             if self._open.get(id) is grant:
                 self._open[id] = None
