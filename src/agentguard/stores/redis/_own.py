@@ -78,7 +78,7 @@ class OwnCounts:
         """Count the account of a slice that has grown by `calls`."""
         with self._lock:
             taken = self._open.pop(account.id, None) or Taken([], ())
-            kept = spend(taken.items, account.used, dict(account.keep), now, [])
+            kept = spend(taken.items, account.used, dict(account.keep), [])
             mine = [Charge(key, amount * calls) for key, amount in account.call if key in self._rows]
             if calls:
                 rows = [self._rows[key][1] for key, _ in mine]

@@ -430,12 +430,13 @@ class RedisStore:
         arguments: list[str | int] = [self._joined(), account.id, self._name, _HOLD_MICROS, self._settlements]
         arguments += (account.used.tokens, account.used.nanos, account.used.calls, account.calls, account.share)
         for key in keys:
-            arguments += (keep.get(key, ""), part.get(key, ""))
-        return [self._state, self._open, self._hold + account.id, *(self._row + key for key in keys)], arguments
+            arguments += [keep.get(key, ""), part.get(key, "")]
+        rows = [self._row + key for key in keys]
+        return [self._state, self._open, self._hold + account.id, *rows], arguments
 
     def _ending(self, id: str, keys: Iterable[str], how: str, actual: Amounts) -> tuple[list[str], list[str | int]]:
         rows = [self._row + key for key in keys]
-        arguments = [self._joined(), id, self._settlements, how, actual.tokens, actual.nanos, actual.calls]
+        arguments: list[str | int] = [self._joined(), id, self._settlements, how, actual.tokens, actual.nanos, actual.calls]
         return [self._state, self._open, self._hold + id, *rows], arguments
 
     def _close(self, id: str, how: str, actual: Amounts) -> Any:

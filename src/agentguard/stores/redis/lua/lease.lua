@@ -46,7 +46,6 @@ if found[3] then
       return keys
     end
     if row and row.id == item.id then
-      advance(row, now)
       unspent[item.key] = used_in[row.unit]
       items[#items + 1] = item
     end
@@ -65,7 +64,6 @@ for _, item in ipairs(items) do
   keep[item.key] = keep[item.key] - rest
   add(row, spent, rest - item.held, item.start)
   item.held = rest
-  is_over = is_over or row.start ~= item.start
   tell(row, crossed)
 end
 for _, part in ipairs(charged) do
