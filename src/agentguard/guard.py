@@ -654,6 +654,7 @@ class Guard:
         """Be a member of the fleet from now on: hear of isolations as they are made, and be listed."""
         self._membership.join()
         self._worker.start()
+        self._worker.wake()  # it says that we are here
 
     def leave(self) -> None:
         """Be listed no more: this process ends."""
