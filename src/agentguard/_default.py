@@ -247,7 +247,7 @@ def _guard_for(
     chosen = _chosen_mode(mode)
     if chosen is not None:
         policy = dataclasses.replace(policy, mode=chosen)
-    opened = _store_for(store or os.environ.get("AGENTGUARD_STORE") or policy.store)
+    opened = _store_for(store or os.environ.get("AGENTGUARD_STORE") or policy.store, policy.fleet)
     return Guard(policy, store=opened, agent=agent or os.environ.get("AGENTGUARD_AGENT") or None), file
 
 
@@ -257,7 +257,7 @@ def _chosen_mode(mode: str | None) -> Mode | None:
     return Mode(chosen) if chosen else None
 
 
-def _store_for(store: Store | str | None) -> Store:
+def _store_for(store: Store | str | None, fleet: str) -> Store:
     if store is not None and not isinstance(store, str):
         return store
     from agentguard.stores import open_store
@@ -266,7 +266,7 @@ def _store_for(store: Store | str | None) -> Store:
         from agentguard.stores.state import default_store_url
 
         store = default_store_url()
-    return open_store(store)
+    return open_store(store, fleet=fleet)
 
 
 def _hold_egress(guard: Guard, egress: str | None) -> bool:

@@ -47,7 +47,7 @@ def open_fleet(policy_path: str | None, store_url: str | None) -> tuple[Store, P
     """
     path = find_policy_file(policy_path)
     policy = None if path is None else load_policy(path)
-    return open_ledger(store_url or (policy.store if policy is not None else None)), policy
+    return open_ledger(store_url, policy), policy
 
 
 def record(event: Event) -> None:

@@ -58,8 +58,8 @@ def events_directory() -> Path:
     return directory()
 
 
-def open_ledger(url: str | None) -> Store:
-    """The store that a program started here would use.
+def open_ledger(url: str | None, policy: Policy | None = None) -> Store:
+    """The store that a program started here would use: the one named, else the policy's, else that of the state directory.
 
     Raises:
         StoreUnavailable: It cannot be opened.
@@ -67,7 +67,9 @@ def open_ledger(url: str | None) -> Store:
     from agentguard.stores import open_store
     from agentguard.stores.state import default_store_url
 
-    if url == "memory://":
+    if (url or (policy.store if policy is not None else None)) == "memory://":
         message = "the store is memory://, which lives in the guarded process alone; there is nothing to read from outside"
         raise click.UsageError(message)
-    return open_store(url or default_store_url())
+    if policy is None:
+        return open_store(url or default_store_url())
+    return open_store(url or policy.store or default_store_url(), fleet=policy.fleet)

@@ -67,8 +67,7 @@ def budgets(
 
     path = find_policy_file(policy_path)
     policy = None if path is None else load_policy(path)
-    url = store_url or (policy.store if policy is not None else None)
-    store = open_ledger(url)
+    store = open_ledger(store_url, policy)
     try:
         counted, standing = store.rows(), standings(store.isolations(), time.time())
     finally:

@@ -178,7 +178,7 @@ def _refuse_unknown(agents: tuple[str, ...], asked: Policy) -> None:
 def _store(asked: Policy, store_url: str | None) -> Any:
     from agentguard.cli._sources import open_ledger
 
-    return open_ledger(store_url or asked.store)
+    return open_ledger(store_url, asked)
 
 
 def _ledger(guard: Guard, call: Call, caller: Caller) -> tuple[dict[str, Any], list[str]]:
