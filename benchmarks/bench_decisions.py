@@ -1,12 +1,15 @@
 """What a decision costs: `python benchmarks/bench_decisions.py` (needs the `bench` dependencies).
 
 Memory is compared with one `limits` memory fixed-window hit on one key, in rounds that alternate, by the CPU time of the
-thread: each of our decisions charges four subjects. SQLite is measured alone, and by eight processes that do nothing else.
+thread: each of our decisions charges four subjects. Leased decisions are timed one by one. SQLite is
+measured alone, and by eight processes that do nothing else.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import random
 import statistics
 import tempfile
 import time
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING
 from agentguard.core.limits import Amounts, Charge, LimitRow
 from agentguard.policy.model import Limit, Unit, Window
 from agentguard.stores.base import Reserve
+from agentguard.stores.leased import LeasedStore
 from agentguard.stores.memory import MemoryStore
 from agentguard.stores.sqlite import SqliteStore
 
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 ROUNDS = 200
 DECISIONS = 500
 PROCESSES = 8
+SLICE = 100
 SECONDS = 4.0
 
 ROWS = [
@@ -41,7 +46,12 @@ USED = Amounts(3, 3)
 
 
 def main() -> None:
-    for title, lines in (("memory", memory()), ("sqlite, one process", sqlite_alone()), ("sqlite, saturated", sqlite_together())):
+    for title, lines in (
+        ("memory", memory()),
+        ("leased", leased()),
+        ("sqlite, one process", sqlite_alone()),
+        ("sqlite, saturated", sqlite_together()),
+    ):
         print(f"\n{title}")
         for name, figure in lines:
             print(f"  {name:<48}{figure:>16}")
@@ -67,6 +77,36 @@ def memory() -> list[tuple[str, str]]:
         ("settle", us(statistics.median(settles))),
         ("reserve / limits hit", ratio(reserves, hits)),
         ("settle / limits hit", ratio(settles, hits)),
+    ]
+
+
+def leased() -> list[tuple[str, str]]:
+    """Slices of 100 calls of a SQLite file, each call with an amount of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        behind = SqliteStore(Path(folder, "counters.sqlite"))
+        store = LeasedStore(behind, most_calls=SLICE)
+        store.register(ROWS)
+        rows, dice = tuple(ROWS), random.Random(1)
+        amounts = [dice.randint(1, 100_000) for _ in range(20_000)]
+        requests = [
+            Reserve(
+                str(call), tuple(Charge(row.key, 1 if row.limit.unit is Unit.CALLS else amount) for row in ROWS), (), False, rows
+            )
+            for call, amount in enumerate(amounts)
+        ]
+        trips = itertools.count()
+        lease = behind.lease
+        behind.lease = lambda account: (next(trips), lease(account))[1]
+        reserves, settles = [], []
+        for request in requests:
+            reserves.append(wall(store.reserve, request))
+            settles.append(wall(lambda call: store.settle(call, USED), request.id))
+        store.close()
+    return [
+        ("reserve, 4 subjects, p50", us(statistics.median(reserves))),
+        ("reserve, 4 subjects, p99", us(statistics.quantiles(reserves, n=100)[98])),
+        ("settle, p50", us(statistics.median(settles))),
+        (f"store trips per decision, slices of {SLICE}", f"{next(trips) / 2 / len(requests):.4f}"),
     ]
 
 
