@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agentguard.stores.leased import LeasedStore
 from agentguard.stores.memory import MemoryStore
 from agentguard.stores.sqlite import SqliteStore
 from agentguard.testing.clock import FrozenClock
@@ -53,8 +54,10 @@ def redis(server: Server, clock: FrozenClock) -> Iterator[RedisStore]:
     store.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("redis", marks=pytest.mark.needs(PROGRAM))])
+@pytest.fixture(params=["memory", "sqlite", "leased", "leased-sqlite", pytest.param("redis", marks=pytest.mark.needs(PROGRAM))])
 def store(request: pytest.FixtureRequest, clock: FrozenClock) -> Store:
     if request.param == "memory":
         return MemoryStore(clock)
+    if request.param.startswith("leased"):
+        return LeasedStore(MemoryStore(clock) if request.param == "leased" else request.getfixturevalue("sqlite"), clock)
     return request.getfixturevalue(request.param)
