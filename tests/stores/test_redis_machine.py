@@ -176,3 +176,16 @@ class Slices(RuleBasedStateMachine):
 
 def test_redis_and_memory_give_the_same_slices(server):
     run_state_machine_as_test(lambda: Slices(server), settings=settings(machine.LONG, max_examples=60))
+
+
+def test_a_slice_that_is_settled_spends_the_calls_that_it_names(server):
+    clock = FrozenClock()
+    limit_row = LimitRow.of("agent:a", Limit(amount=100, unit=Unit.CALLS))
+    for store in (MemoryStore(clock), make(server, clock)):
+        store.register([limit_row])
+        store.lease(Account("slice", Amounts(), (), (Charge(limit_row.key, 1),), 10))
+        store.settle("slice", Amounts(calls=4))
+        (balance,) = store.read([limit_row.key])
+        store.close()
+
+        assert (balance.spent, balance.held) == (4, 0)

@@ -157,6 +157,7 @@ class RedisStore:
 
     def reserve(self, request: Reserve) -> Granted | Refused:
         """Take all charges of a call or none."""
+        self._link.breaker.check()
         answer = self._link.run("reserve", *self._asked(request))
         if isinstance(answer, list) and answer[0] == _LOST:
             self._tell_again()

@@ -1,4 +1,4 @@
--- KEYS: state, open, hold, rows ...   ARGV: generation, id, channel, how, tokens, nano-USD
+-- KEYS: state, open, hold, rows ...   ARGV: generation, id, channel, how, tokens, nano-USD, calls (of a slice)
 -- how: 'used', by what was used. 'overdue' and 'dead': what was held is spent, when the deadline is over, or at once.
 -- Returns the time when there is nothing else to say; {'settled', time, crossed}; {'closed'} when the id is not open or not due;
 -- {'keys', keys ...} when it holds rows that were not named; {'lost'}.
@@ -30,11 +30,32 @@ for _, item in ipairs(items) do
   end
 end
 
-local used_in = {[0] = tonumber(ARGV[5]), tonumber(ARGV[6]), 0, 0}
-local rows, placed, crossed, writes = {}, {}, {}, {}
+local used_in = {[0] = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), 0}
+local rows, placed, crossed, writes, done = {}, {}, {}, {}, {}
+local parts = {}
+for _, item in ipairs(items) do
+  parts[item.key] = (parts[item.key] or 0) + 1
+end
+
+-- The usual case, without unpacking: one part of a row, used in the window in which it was taken, and no soft step is passed.
+local function write_usual(item, raw)
+  local held, _, spent, _, ends, start, code, id, warn_next = struct.unpack('<ddddddddd', raw)
+  local used = used_in[code % 10]
+  if id ~= item.id or now >= ends or start ~= item.start or code >= 10 * ROLLING or spent + used >= warn_next then
+    return false
+  end
+  writes[#writes + 1] = item.key
+  writes[#writes + 1] = struct.pack('<ddd', held - item.held, now, spent + used) .. string.sub(raw, 25)
+  return true
+end
+
+for _, item in ipairs(items) do
+  local raw = raws[item.key]
+  done[item] = is_used and raw and parts[item.key] == 1 and item.continued == 0 and write_usual(item, raw)
+end
 for _, item in ipairs(items) do
   local row = rows[item.key]
-  if row == nil then
+  if row == nil and not done[item] then
     local raw = raws[item.key]
     row = raw and unpack_row(item.key, raw)
     rows[item.key] = row
