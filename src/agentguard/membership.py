@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import platform
@@ -154,7 +155,9 @@ class Membership:
         return self._store.epoch(), {one.subject: one for one in self._store.isolations()}
 
 
+@functools.cache
 def _version() -> str:
+    """The version of agentguard. To look it up takes milliseconds, which an isolation must not wait for."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
