@@ -60,6 +60,7 @@ class Membership:
         self._suffix = os.urandom(2).hex()
         self._said: Described | None = None
         self._beaten = -float("inf")
+        self._is_reminding = False
         self._lock = threading.RLock()
 
     def join(self) -> None:
@@ -76,10 +77,12 @@ class Membership:
             StoreUnavailable: It cannot be read. What was known stays in force.
         """
         with self._lock:
+            if self._is_reminding:  # a store in this process tells us of what we are just telling it
+                return
             epoch = self._store.epoch()  # read first, so that the isolations are at least as new
             isolations = {one.subject: one for one in self._store.isolations()}
             if epoch < self._epoch:
-                epoch, isolations = self._remind(epoch, isolations)
+                epoch, isolations = self._remind(isolations)
             is_news = epoch != self._epoch
             self._known, self._epoch = isolations, epoch
             self._act(isolations)
@@ -127,6 +130,7 @@ class Membership:
     def restart(self) -> None:
         """Begin anew in a forked child: another process, which has not joined."""
         self._lock = threading.RLock()
+        self._is_reminding = False
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.close()
@@ -145,13 +149,16 @@ class Membership:
         except StoreUnavailable as error:  # what is known stays in force; the store is looked at again every second
             logger.warning("agentguard: an isolation may have been made and could not be read: %s", error)
 
-    def _remind(self, epoch: int, isolations: dict[str, Isolation]) -> tuple[int, dict[str, Isolation]]:
+    def _remind(self, isolations: dict[str, Isolation]) -> tuple[int, dict[str, Isolation]]:
         """Isolate again whom the store has forgotten: it has lost what it was told, and nobody was restored by that."""
-        self._epoch = epoch
-        for lost in self._known.keys() - isolations.keys():
-            was = self._known[lost]
-            logger.error("agentguard: the store has lost the isolation of %s; it is isolated again", lost)
-            self._store.isolate(lost, on=True, by=was.by, why=was.why)
+        self._is_reminding = True
+        try:
+            for lost in self._known.keys() - isolations.keys():
+                was = self._known[lost]
+                logger.error("agentguard: the store has lost the isolation of %s; it is isolated again", lost)
+                self._store.isolate(lost, on=True, by=was.by, why=was.why)
+        finally:
+            self._is_reminding = False
         return self._store.epoch(), {one.subject: one for one in self._store.isolations()}
 
 
