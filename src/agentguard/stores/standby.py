@@ -107,6 +107,15 @@ class Standby:
         except StoreUnavailable:
             return self._reserve_without(request)
 
+    async def areserve(self, request: Reserve) -> Granted | Refused:
+        """Like `reserve`, without blocking the event loop, where the store can do so."""
+        try:
+            self._register_late(request.charges)
+            answer: Granted | Refused = await self._store.areserve(request)  # type: ignore[attr-defined]  # of Redis, not of all
+        except StoreUnavailable:
+            return self._reserve_without(request)
+        return answer
+
     def extend(self, id: str, charges: Sequence[Charge]) -> Granted | Refused:
         """Take more for an open call: all of it, or what is left."""
         request = self._open.get(id)
