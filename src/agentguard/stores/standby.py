@@ -97,23 +97,23 @@ class Standby:
         try:
             self._register_late(request.charges)
             return self._store.reserve(request)
-        except StoreUnavailable:
-            return self._reserve_without(request)
+        except StoreUnavailable as error:
+            return self._reserve_without(request, error)
 
     def try_reserve(self, request: Reserve) -> Granted | Refused | None:
         """What `reserve` says, without waiting."""
         try:
             return self._store.try_reserve(request)
-        except StoreUnavailable:
-            return self._reserve_without(request)
+        except StoreUnavailable as error:
+            return self._reserve_without(request, error)
 
     async def areserve(self, request: Reserve) -> Granted | Refused:
         """Like `reserve`, without blocking the event loop, where the store can do so."""
         try:
             self._register_late(request.charges)
             answer: Granted | Refused = await self._store.areserve(request)  # type: ignore[attr-defined]  # of Redis, not of all
-        except StoreUnavailable:
-            return self._reserve_without(request)
+        except StoreUnavailable as error:
+            return self._reserve_without(request, error)
         return answer
 
     def extend(self, id: str, charges: Sequence[Charge]) -> Granted | Refused:
@@ -233,11 +233,10 @@ class Standby:
 
     # --- without the store ----------------------------------------------------------------------------------------------
 
-    def _reserve_without(self, request: Reserve) -> Granted | Refused:
+    def _reserve_without(self, request: Reserve, error: StoreUnavailable) -> Granted | Refused:
         rows = [self._rows.get(key) for key, _ in request.charges]
         if any(row is None or row.limit.on_store_down is OnStoreDown.CLOSED for row in rows):
-            self._store.try_reserve(request)  # says again why there is no answer
-            raise StoreUnavailable("the store gave no answer, and a limit of the call is `on_store_down: closed`.")
+            raise error
         if isolated := next(filter(self._isolated.__contains__, request.subjects), None):
             return Refused(RefusalKind.ISOLATED, isolated)
         local = [row for row in rows if row is not None and row.limit.on_store_down is OnStoreDown.LOCAL]
