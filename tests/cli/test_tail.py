@@ -137,6 +137,7 @@ def test_following_goes_on_until_ctrl_c(folder):
 def _every_kind():
     from agentguard.core.limits import Crossed
     from agentguard.events import (
+        BudgetAdjusted,
         BudgetThresholdCrossed,
         ChildStarted,
         EstimateBreached,
@@ -158,6 +159,7 @@ def _every_kind():
         PolicyLoaded(1.0, "a.yaml", "d", "enforce", ("bot",), ""),
         SeamChanged(1.0, "openai", "x", "lost"),
         SubjectIsolated(1.0, "agent:bot", True, "ops", "why", 1),
+        BudgetAdjusted(1.0, "agent:bot|usd|day|all", -5, 3, "ops", "refunded"),
         ChildStarted(1.0, "curl", BOT, "start it with agentguard run"),
         GuardDisabled(1.0, "AGENTGUARD_DISABLED"),
     ]
