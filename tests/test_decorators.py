@@ -123,7 +123,6 @@ def test_a_tool_runs_as_itself(guard):
     assert ended.caller.agent == one.home_agent
 
 
-
 def test_a_coroutine_runs_as_itself(guard):
     one = guard()
 

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import weakref
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
 from agentguard.admission import Admission, Ending, InProgress, Owner
@@ -56,7 +56,6 @@ from agentguard.events import (
     PolicyLoaded,
     ToolProposed,
 )
-from agentguard.fleet import isolate, restore
 from agentguard.in_force import InForce
 from agentguard.membership import Described, Membership
 from agentguard.policy.digest import digest_of
@@ -67,7 +66,7 @@ from agentguard.waiting import Changes
 from agentguard.worker import Worker, after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from agentguard.core.call import Call, Target
@@ -80,6 +79,8 @@ if TYPE_CHECKING:
     from agentguard.events import Event, Observer, SpanObserver
     from agentguard.policy.model import Policy
     from agentguard.stores.base import Balance, Isolation, Store
+
+    AwaitStore = Callable[[Reserve], Awaitable[Granted | Refused]]
 
 
 class Clock(Protocol):
@@ -154,6 +155,7 @@ class Guard:
 
             prices = BundledPrices()
         self.store = store
+        self._await_store: AwaitStore | None = getattr(store, "areserve", None)
         self.clock = clock
         self.prices = prices
         self.estimator: Estimator = Estimator()
@@ -400,18 +402,21 @@ class Guard:
             if not _may_go_uncounted(ask):
                 raise
             return None
-        if answer is GRANTED:
-            return None
-        if isinstance(answer, Refused) and answer.kind is RefusalKind.UNREGISTERED:
-            # The store has lost what it was told. An unknown balance is not an empty one, so this call is refused.
-            self.in_force.forget_registrations()
-        return self._granted(answer)
+        return None if answer is GRANTED else self._granted(answer)
 
     async def _areserve(self, request: Reserve, ask: ReserveRows) -> Refused | None:
-        """Decide inline while the store is free; wait for another process in a thread."""
+        """Decide inline while the store is free; wait for it as it knows how to, else in a thread."""
         if not self.store.may_block:
             return self._reserve(request, ask)
         self._settle_due()
+        if self._await_store is not None:
+            try:
+                self.in_force.register(ask.rows, self.store)
+                return self._granted(await self._await_store(request))
+            except StoreUnavailable:
+                if not _may_go_uncounted(ask):
+                    raise
+                return None
         try:
             self.in_force.register(ask.rows, self.store)
             answer = self.store.try_reserve(request)
@@ -444,6 +449,9 @@ class Guard:
 
     def _granted(self, answer: Granted | Refused) -> Refused | None:
         if isinstance(answer, Refused):
+            if answer.kind is RefusalKind.UNREGISTERED:
+                # The store has lost what it was told. An unknown balance is not an empty one, so this call is refused.
+                self.in_force.forget_registrations()
             if answer.kind is RefusalKind.EXHAUSTED and not self._roomy.empty():
                 return answer._replace(kind=RefusalKind.CONTENDED)  # calls that have ended are yet to make room, and to teach
             return answer
@@ -638,11 +646,15 @@ class Guard:
             why: What for.
             mode: `block-all`, or `llm-only`: of an agent or the fleet only the calls to models are stopped.
         """
+        from agentguard.fleet import isolate  # incidents are rare, and starting is not
+
         self.tell(isolate(self.store, subject_of(subject), IsolationMode(mode), by=by, why=why, now=self.clock.time()))
         self.refresh_isolations()
 
     def restore(self, subject: str, *, by: str, why: str = "", probation_seconds: float = 0.0) -> None:
         """Let an isolated subject go on; an agent with half of its limits for so long."""
+        from agentguard.fleet import restore
+
         self.tell(restore(self.store, subject_of(subject), by=by, why=why, now=self.clock.time(), probation=probation_seconds))
         self.refresh_isolations()
 
@@ -735,9 +747,10 @@ class Guard:
             unsettled, self._unsettled = self._unsettled, []
             for one in unsettled:
                 self._ended.put(one)
-            self.store.sweep()
-            self.refresh_isolations()
-            self._membership.beat_when_due(now)
+            with suppress(StoreUnavailable):  # a call that needs the store says so
+                self.store.sweep()
+                self.refresh_isolations()
+                self._membership.beat_when_due(now)
             for chore in self._chores:
                 chore()
         if now - self._renewed >= _RENEW_SECONDS:

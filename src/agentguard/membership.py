@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import platform
+import socket
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -102,7 +102,7 @@ class Membership:
             self._store.beat(
                 Member(
                     self._name,
-                    platform.node(),
+                    socket.gethostname(),
                     os.getpid(),
                     said.agent,
                     _version(),

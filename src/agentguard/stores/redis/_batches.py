@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
 
+from agentguard.context import own_traffic
 from agentguard.stores.redis._link import SILENCE
 from agentguard.stores.redis._urls import open_async_client
 
@@ -82,7 +83,8 @@ class Batch:
         try:
             while self._waiting:
                 together, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
-                await self._answer(together)
+                with own_traffic():
+                    await self._answer(together)
         finally:
             self._sending = None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from agentguard.context import own_traffic
 from agentguard.errors import StoreUnavailable
 from agentguard.stores._breaker import Breaker
 from agentguard.stores.redis._urls import open_client
@@ -49,7 +50,8 @@ class Link:
         self.breaker.check()
         with self._places:
             self.breaker.check()  # it may have opened while this thread waited for its turn
-            return self._ask(question)
+            with own_traffic():
+                return self._ask(question)
 
     def _ask(self, question: Callable[[Any], Any]) -> Any:
         try:
@@ -101,7 +103,8 @@ class Link:
             return client.execute_command("EVAL", self.scripts.named(name).text, len(keys), *keys, *arguments)
 
     def _probe(self) -> None:
-        self.client.ping()
+        with own_traffic():
+            self.client.ping()
 
     def drop(self) -> None:
         """Forget the connections: in a forked child they are the parent's."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from agentguard.context import own_traffic
 from agentguard.errors import StoreUnavailable
 from agentguard.stores._watchers import Watchers
 from agentguard.stores.redis._urls import open_client
@@ -88,11 +89,16 @@ class Listener:
 
     def _listen(self) -> None:
         # A client of its own: whoever closes the store's does not tear the connection from under this thread.
-        with closing(open_client(self._link.address)) as client, client.pubsub() as subscription:
-            subscription.subscribe(self.channel)
+        with own_traffic():
+            opened = open_client(self._link.address)
+        with closing(opened) as client, client.pubsub() as subscription:
+            with own_traffic():
+                subscription.subscribe(self.channel)
             seen: Any = None
             while not self._is_done():
-                message = subscription.get_message(timeout=_LOOK_SECONDS * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load
+                seconds = _LOOK_SECONDS * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load
+                with own_traffic():
+                    message = subscription.get_message(timeout=seconds)
                 if message is not None:
                     self._tell(message["data"])
                 elif self._look is not None and (number := self._look()) != seen:
