@@ -11,7 +11,7 @@ import agentguard
 from agentguard.context import own_traffic
 from agentguard.testing import Provider, Reply
 
-from ..stores.redis_server import Server
+from ..stores.redis_server import Server  # noqa: TID252 - a server that two folders of tests start
 
 pytestmark = pytest.mark.needs("redis-server")
 
