@@ -8,7 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 class Script(NamedTuple):
@@ -25,7 +25,7 @@ class Scripts:
     """
 
     def __init__(self) -> None:
-        self.named = functools.cache(self._read)
+        self.named: Callable[[str], Script] = functools.cache(self._read)
 
     def arguments(self, arguments: Sequence[str | bytes | int]) -> Sequence[str | bytes | int]:
         """The arguments of a script, with whatever its clock needs."""
