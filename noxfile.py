@@ -23,15 +23,19 @@ PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 # Every extra but the guarded clients: those are pinned by the groups `sdk-current` and `sdk-oldest`.
 OPTIONAL = "apprise,aws,crypto,keyring,learn,prometheus,redis,server,vault"
 
-# Each of these tests starts `agentguard run`, `agentguard demo`, a network of its own or a collector, and waits for it.
+# Each of these tests starts `agentguard run`, `agentguard demo`, a network or servers of its own, or a collector, and waits.
 # rotel's wheels want the interpreter's shared library, which few builds of a Python have.
 PROGRAMS = (
+    "tests/acceptance/test_isolation.py",
     "tests/cli/test_run.py",
     "tests/demo",
     "tests/egress/bypass",
     "tests/egress/kernel/test_closed.py",
     "tests/egress/kernel/test_kernel.py",
+    "tests/integrations/test_isolation.py",
     "tests/otel/test_collector.py",
+    "tests/stores/test_redis_faults.py",
+    "tests/stores/test_redis_processes.py",
 )
 
 # Two workers, a file to one of them: fixtures of a module (a Redis, a provider) start once, and races keep a core.

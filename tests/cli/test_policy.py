@@ -49,11 +49,12 @@ def test_faults_as_json_carry_their_place(agentguard_json, policy):
 
 
 def test_what_has_no_effect_is_a_note_and_with_strict_a_finding(agentguard, policy):
-    policy.write_text(policy.read_text().replace("mode: enforce", "mode: enforce\nlimits: {fair_share: true}"))
+    channels = "alerts: {channels: {oncall: {pagerduty: {routing_key: env:PD_KEY}}}}"
+    policy.write_text(policy.read_text().replace("mode: enforce", f"mode: enforce\n{channels}"))
 
     assert agentguard("policy", "check").exit_code == 0
     assert agentguard("policy", "check", "--strict").exit_code == 1
-    assert "fair_share" in agentguard("policy", "check").stdout
+    assert "alerts" in agentguard("policy", "check").stdout
 
 
 @pytest.mark.parametrize("args", [["policy", "check"], ["policy", "explain", "https://a.com"]])

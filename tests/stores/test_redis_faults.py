@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import threading
 import time
@@ -160,13 +161,16 @@ class CutOff:
 
     def _pass_on(self, client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", self._port)) as server, contextlib.suppress(OSError):
-            while asked := client.recv(65536):
-                server.sendall(asked)
-                answer = server.recv(65536)
-                if b"EVALSHA" in asked and self.cuts:
-                    self.cuts -= 1
+            is_script = False
+            while True:
+                ready, _, _ = select.select([client, server], [], [])
+                source = ready[0]
+                passed = source.recv(65536)
+                if not passed or (source is server and is_script and self.cuts):
+                    self.cuts -= bool(passed)
                     return
-                client.sendall(answer)
+                is_script = source is client and b"EVALSHA" in passed
+                (server if source is client else client).sendall(passed)
 
     def close(self) -> None:
         self._listening.close()
