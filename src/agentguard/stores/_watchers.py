@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agentguard.stores.base import Closeable
+
 
 class Watchers:
     """The callbacks of a store. Announcing takes no lock, so it may be done from anywhere but inside the store's own."""
@@ -50,3 +52,15 @@ class Watch:
     def close(self) -> None:
         """Be told no more. Twice is once."""
         self._watchers.remove(self)
+
+
+class Together:
+    """Several watches as one."""
+
+    def __init__(self, *watches: Closeable) -> None:
+        self._watches = watches
+
+    def close(self) -> None:
+        """Be told no more. Twice is once."""
+        for watch in self._watches:
+            watch.close()

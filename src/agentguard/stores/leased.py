@@ -25,7 +25,7 @@ from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused
 from agentguard.errors import StoreUnavailable
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._slices import NOTHING, Chain, Slice, add, at_least_nothing, is_leasable
-from agentguard.stores._watchers import Watchers
+from agentguard.stores._watchers import Together, Watchers
 from agentguard.stores.base import GRANTED, NOT_SETTLED, SETTLED, Account, Granted, Reserve, Settled
 
 if TYPE_CHECKING:
@@ -547,7 +547,7 @@ class LeasedStore:
 
     def watch(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after settlements and isolations, here and wherever the store is used."""
-        return _Both(self._watchers.add(on_change), self._store.watch(on_change))
+        return Together(self._watchers.add(on_change), self._store.watch(on_change))
 
     def watch_isolations(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after isolations only."""
@@ -604,13 +604,3 @@ class LeasedStore:
         self._fast.clear()
         self._crossed.clear()
         self._begin()
-
-
-class _Both:
-    def __init__(self, *watches: Closeable) -> None:
-        self._watches = watches
-
-    def close(self) -> None:
-        """Be told no more."""
-        for watch in self._watches:
-            watch.close()

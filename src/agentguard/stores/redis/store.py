@@ -25,6 +25,7 @@ from agentguard.policy.model import Per
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._holder import Holder
 from agentguard.stores._recalls import Recalls
+from agentguard.stores._watchers import Together
 from agentguard.stores.base import (
     FORGET_MEMBER_SECONDS,
     GRANTED,
@@ -245,7 +246,7 @@ class RedisStore:
 
     def watch_recalls(self, on_recall: Callable[[Sequence[str]], None]) -> Closeable:
         """Call `on_recall` with the rows that any process has recalled."""
-        return _Both(self._recalls.add(on_recall), self._recalled.add(_hear_nothing))
+        return Together(self._recalls.add(on_recall), self._recalled.add(_hear_nothing))
 
     # --- the ledger -------------------------------------------------------------------------------------------------
 
@@ -301,7 +302,7 @@ class RedisStore:
 
     def watch(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after settlements and isolations."""
-        return _Both(self._settled.add(on_change), self._steered.add(on_change))
+        return Together(self._settled.add(on_change), self._steered.add(on_change))
 
     def watch_isolations(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after isolations."""
@@ -561,18 +562,6 @@ class RedisStore:
     @property
     def _holders_here(self) -> str:
         return f"{self._holders}:{self._me.boot}:{self._me.namespace}"
-
-
-class _Both:
-    """Two watches as one."""
-
-    def __init__(self, *watches: Closeable) -> None:
-        self._watches = watches
-
-    def close(self) -> None:
-        """Be told no more. Twice is once."""
-        for watch in self._watches:
-            watch.close()
 
 
 def _isolation(subject: str, by: str, why: str, at: str) -> Isolation:

@@ -63,7 +63,7 @@ def relative(aim):
 
 @attempt("unix")
 def through_proc_cwd(aim):
-    say(aim, "/proc/self/root/run/docker.sock")
+    say(aim, os.path.join("/proc/self", "root", "run/docker.sock"))
 
 
 @attempt("unix")
