@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -34,7 +35,7 @@ class Process:
     def __init__(self, *arguments, env):
         self.popen = subprocess.Popen([sys.executable, str(WORKER), *arguments], stdout=subprocess.PIPE, text=True, env=env)
 
-    def word(self, seconds=15.0):
+    def word(self, seconds=60.0):
         killer = threading.Timer(seconds, self.popen.kill)
         killer.start()
         try:
@@ -75,7 +76,7 @@ def listed(tmp_path):
     """Wait until so many processes have said that they are there, soon after their first call."""
 
     def wait(count):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         with contextlib.closing(open_store(f"sqlite://{tmp_path}/ledger.sqlite")) as ledger:
             while len(ledger.members()) < count:
                 assert time.monotonic() < deadline, ledger.members()
@@ -85,13 +86,45 @@ def listed(tmp_path):
 
 
 @pytest.fixture
+def stop(tmp_path):
+    """Stop a process while it holds no lock of the ledger: nobody would decide, the command neither, until it goes on."""
+    locks = [tmp_path / f"ledger.sqlite.{kind}" for kind in ("lock", "line")]
+
+    def stop(process):
+        pid = process.popen.pid
+        for _ in range(50):
+            os.kill(pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, pid, os.WSTOPPED)
+            if all(map(comes_free, locks)):
+                return pid
+            os.kill(pid, signal.SIGCONT)
+        raise AssertionError("it holds a lock of the ledger whenever it is stopped")
+
+    return stop
+
+
+def comes_free(lock):
+    """Whether whoever holds it goes on: it is given back within a millisecond."""
+    with lock.open("rb") as file:
+        for _ in range(200):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.005)
+            else:
+                return True
+    return False
+
+
+@pytest.fixture
 def operate(tmp_path, env):
-    """Run a command; its exit code and its document."""
+    """Run a command; its exit code and its document. What it said is shown when the test fails."""
 
     def run(*arguments):
         store = f"sqlite://{tmp_path}/ledger.sqlite"
         command = [sys.executable, "-m", "agentguard.cli", *arguments, "--store", store, "--json"]
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
+        sys.stdout.write(done.stdout + done.stderr)
         return done.returncode, json.loads(done.stdout)
 
     return run
@@ -112,14 +145,13 @@ def test_an_isolation_reaches_eight_processes_and_their_stalled_streams(start, l
     assert [process.word() for process in processes[4:]] == ["restored"] * 4
 
 
-def test_a_process_that_is_stopped_is_named_and_refuses_when_it_goes_on(start, listed, operate):
+def test_a_process_that_is_stopped_is_named_and_refuses_when_it_goes_on(start, listed, stop, operate):
     processes = [start("decide") for _ in range(3)]
     assert [process.word() for process in processes] == ["begun"] * 3
     listed(3)
-    stopped = processes[1].popen.pid
-    os.kill(stopped, signal.SIGSTOP)
+    stopped = stop(processes[1])
 
-    code, document = operate("isolate", "bot", "--wait", "1s")
+    code, document = operate("isolate", "bot", "--wait", "4s")
     os.kill(stopped, signal.SIGCONT)
 
     assert (code, [one["pid"] for one in document["missing"]], len(document["confirmed"])) == (4, [stopped], 2)
