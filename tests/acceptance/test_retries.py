@@ -127,7 +127,7 @@ def test_a_timeout_is_charged_as_the_policy_says(call, ambiguous, once, provider
     provider.reply(Reply(hold=threading.Event()))
 
     with pytest.raises(NO_ANSWER):
-        call(provider.base_url, max_retries=0, timeout=0.05)
+        call(provider.base_url, max_retries=0, timeout=(30, 0.05, 30, 30))
 
     assert one.spent() == once
 
@@ -177,19 +177,20 @@ def test_a_cancelled_call_is_charged_what_may_have_been_used(where, provider, gu
     one = guarded("10000 tokens")
     provider.reply(Reply(hold=threading.Event()))
     streams = where == "in the stream"
+    opened = []
 
     async def main():
         async with openai.AsyncOpenAI(base_url=provider.url("/v1"), api_key="sk-test") as client:
             task = asyncio.create_task(consume(client))
-            while not provider.in_flight or (streams and not provider.requests[0].status):  # noqa: ASYNC110 - set by the server
+            while not provider.in_flight or (streams and not opened):  # noqa: ASYNC110 - one is set by the server
                 await asyncio.sleep(0.001)
-            await asyncio.sleep(0.05)
             task.cancel()
             await asyncio.wait([task])
             assert task.cancelled()
 
     async def consume(client):
         answer = await client.chat.completions.create(model="gpt-5", messages=MESSAGES, max_tokens=100, stream=streams)
+        opened.append(answer)
         return [chunk async for chunk in answer]
 
     asyncio.run(main())
