@@ -423,7 +423,7 @@ def test_a_settlement_that_a_store_could_not_take_is_made_when_it_is_back(guard_
     assert len(told(guard, CallSettled)) == 1
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
@@ -452,12 +452,12 @@ def test_an_observer_that_fails_breaks_nothing_and_is_logged_once(guard_of, capl
 def test_a_slow_observer_does_not_hold_up_a_call(guard_of):
     guard = guard_of("1000 tokens")
     goes_on = threading.Event()
-    guard.observe(lambda event: goes_on.wait(10) and None)
+    guard.observe(lambda event: goes_on.wait(60) and None)
     started = time.monotonic()
 
     use(guard)
 
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 15
     goes_on.set()
 
 

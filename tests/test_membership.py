@@ -129,13 +129,13 @@ def test_a_forked_child_is_a_process_of_its_own_and_hears_by_itself(tmp_path):
             guard.begin(CALL).settle()
             guard._membership.beat()
             heard = threading.Event()
-            for _ in range(500):
+            for _ in range(3000):
                 if "agent:bot" in guard.isolated:
                     os._exit(0)
                 heard.wait(0.01)
         finally:
             os._exit(1)
-    for _ in range(500):
+    for _ in range(3000):
         if len(guard.store.members()) == 2:
             break
         threading.Event().wait(0.01)

@@ -28,7 +28,7 @@ def create(client, max_tokens=500, **more):
     return client.chat.completions.create(model="gpt-5", messages=HELLO, max_tokens=max_tokens, **more)
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came true"

@@ -21,7 +21,7 @@ def locks(path):
 
 
 def soon() -> float:
-    return time.monotonic() + 5
+    return time.monotonic() + 30
 
 
 @contextmanager
@@ -52,12 +52,12 @@ def test_who_waits_is_told_in_bounded_time_and_leaves_the_line(locks):
 
     assert not theirs.acquire(began + 0.05)
 
-    assert 0.05 <= time.monotonic() - began < 1
+    assert 0.05 <= time.monotonic() - began < 10
     assert not mine._is_waited_for()
 
 
 def test_whoever_has_had_a_turn_stands_back_for_the_one_in_line(locks, monkeypatch):
-    monkeypatch.setattr("agentguard.stores._hostlock._FRONT_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("agentguard.stores._hostlock._FRONT_PAUSE_SECONDS", 0.5)
     mine, theirs, _ = locks
     mine.acquire(soon())
     with waiting(theirs, mine) as told:
@@ -92,7 +92,7 @@ def test_nobody_stands_back_when_nobody_is_in_line(locks):
 
 
 def test_a_front_that_never_asks_does_not_keep_those_behind_out(locks, monkeypatch):
-    monkeypatch.setattr("agentguard.stores._hostlock._FRONT_PAUSE_SECONDS", 0.6)
+    monkeypatch.setattr("agentguard.stores._hostlock._FRONT_PAUSE_SECONDS", 2.5)
     mine, front, behind = locks
     mine.acquire(soon())
     with waiting(front, mine) as told:
@@ -100,7 +100,7 @@ def test_a_front_that_never_asks_does_not_keep_those_behind_out(locks, monkeypat
         began = time.monotonic()
 
         assert behind.acquire(soon())
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2.4
         behind.release()
 
     assert told == [True]
