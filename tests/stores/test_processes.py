@@ -181,12 +181,12 @@ def storm(shared, path, tmp_path, seconds: float, processes: int) -> None:
     """Kill random processes for a while; then compare the store with what they wrote down."""
     log = tmp_path / "acks"
     dice = random.Random(7)
-    until = time.monotonic() + seconds
     waits = []
     kills = 0
     workers = [start("storm", path, log) for _ in range(processes)]
     for process in workers:
         go(process)
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(dice.uniform(0.01, 0.05))
         victim = dice.choice(workers)
