@@ -7,7 +7,9 @@ import pytest
 
 from agentguard.errors import PolicyError
 from agentguard.stores import open_store
+from agentguard.stores.leased import LeasedStore
 from agentguard.stores.memory import MemoryStore
+from agentguard.stores.redis import RedisStore
 from agentguard.stores.redis._urls import Address
 from agentguard.stores.sqlite import SqliteStore
 from agentguard.stores.standby import Standby
@@ -41,6 +43,7 @@ def test_no_path_is_the_state_directory(tmp_path, monkeypatch):
         ("redis://", "expected redis://HOST:6379/0"),
         ("redis+sentinel://redis:26379", "expected redis://HOST:6379/0"),
         ("redis://redis?timeout=soon", "expected redis://HOST:6379/0"),
+        ("redis://redis?leases=maybe", "leases is on or off"),
         ("sqlite://counters.sqlite", "three slashes"),
         ("memory://x", "nothing behind it"),
         ("postgres://x", "expected `memory://`"),
@@ -53,12 +56,21 @@ def test_a_url_that_names_no_store_says_what_to_write(url, sentence):
 
 def test_a_redis_is_for_a_fleet_and_is_not_connected_to_before_it_is_asked():
     store = open_store("rediss://ada:secret@redis.example:6380/2?ssl_cert_reqs=none", fleet="support")
-    address = store.store._link.address
+    behind = store.store.store
+    address = behind._link.address
     store.close()
 
     assert isinstance(store, Standby)
+    assert isinstance(store.store, LeasedStore)
     assert (address.kind, address.shown) == ("single", "rediss://redis.example:6380/2")
-    assert store.store._row.startswith("ag:{support}:")
+    assert behind._row.startswith("ag:{support}:")
+
+
+def test_a_redis_is_asked_for_every_call_where_leases_are_off():
+    store = open_store("redis://redis.example/0?leases=off")
+    store.close()
+
+    assert isinstance(store.store, RedisStore)
 
 
 @pytest.mark.parametrize(

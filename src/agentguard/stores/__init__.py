@@ -20,7 +20,8 @@ def open_store(url: str, clock: WallClock = time, *, fleet: str = "default") -> 
 
     Args:
         url: `memory://`, `sqlite:///path/to/file`, `sqlite://` for a file in the state directory, or the path of a file;
-            `redis://`, `rediss://`, `redis+sentinel://` or `redis+cluster://` for a fleet.
+            `redis://`, `rediss://`, `redis+sentinel://` or `redis+cluster://` for a fleet, whose processes decide most calls by
+            themselves, from what they have leased; `?leases=off` asks the Redis for every call.
         clock: Unix time; a Redis goes by its own.
         fleet: Names the shared counters of a Redis.
 
@@ -44,6 +45,7 @@ def open_store(url: str, clock: WallClock = time, *, fleet: str = "default") -> 
 
 def _open_redis(url: str, fleet: str) -> Store:
     from agentguard.errors import PolicyError, Problem
+    from agentguard.stores.leased import LeasedStore
     from agentguard.stores.standby import Standby
 
     try:
@@ -51,7 +53,8 @@ def _open_redis(url: str, fleet: str) -> Store:
     except ImportError as error:
         message = "a Redis store needs the package redis: pip install 'agentguard[redis]'"
         raise PolicyError("store", (Problem("", 0, 0, "store", message),)) from error
-    return Standby(RedisStore(url, fleet=fleet))
+    store = RedisStore(url, fleet=fleet)
+    return Standby(LeasedStore(store) if store.is_leased else store)
 
 
 def _sqlite_path(rest: str) -> Path:

@@ -130,7 +130,8 @@ class Slice:
         tokens, nanos, calls: What is left. Below nothing when calls have used more than they had reserved.
         total: What the store holds for it.
         ends: When the first window that it was taken in is over.
-        until: When no further call is admitted from it: when it ends, or `-inf` once it is given up.
+        until: When no further call is admitted from it: when it ends, or a while after the store last heard of it; `-inf` once
+            it is given up.
         is_begun: The store knows it.
         is_lost: The store does not know it any more: it was swept, and charged.
         turn: Held while its account is on the way, so that the store gets one account after the other.
@@ -183,6 +184,11 @@ class Slice:
         gained = Amounts(*(amount * calls for amount in amounts))
         self.total = add(self.total, gained)
         self._leave(add(self.left, gained))
+
+    def renew(self, until: float) -> None:
+        """Go on until then, since the store has heard of it; not beyond its windows, and not once it is given up."""
+        if self.until >= 0:
+            self.until = min(self.ends, until)
 
     def _leave(self, left: Amounts) -> None:
         self.tokens, self.nanos, self.calls = (

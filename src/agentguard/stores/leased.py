@@ -8,6 +8,9 @@ does not use, and others have been asked to (`recall`). So a refusal is never wr
 A process that dies takes its slices with it: they are holds, and charged as every dead holder's are. That is the price: at most
 what a slice holds, which is what its process uses in one horizon, and a fraction of what was left.
 
+A slice is good for one horizon from the last time that the store has heard of it. So a process that has lost the store goes on
+with what is already its own for that long, while isolations stand as they were last known, and then asks for every call.
+
 Concurrency limits are not leased, nor rates per second (`_slices.is_leasable`): calls that are under one are decided by the
 store, each.
 """
@@ -23,13 +26,14 @@ from typing import TYPE_CHECKING
 
 from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused
 from agentguard.errors import StoreUnavailable
+from agentguard.stores._deciding import Deciding
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._slices import NOTHING, Chain, Slice, add, at_least_nothing, is_leasable
 from agentguard.stores._watchers import Together, Watchers
 from agentguard.stores.base import GRANTED, NOT_SETTLED, SETTLED, Account, Granted, Reserve, Settled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from agentguard.core.limits import Crossed, LimitRow
     from agentguard.policy.model import Limit
@@ -51,6 +55,9 @@ _FORK_WAIT_SECONDS = 1.0
 _TRIES = 8
 _UNKNOWN = frozenset({"*"})
 """Nobody knows who is isolated."""
+
+_MAY_HEAL = frozenset({RefusalKind.CONTENDED, RefusalKind.EXHAUSTED})
+"""Refusals that may be none when what lies idle is given back."""
 
 
 class LeasedStore:
@@ -85,14 +92,16 @@ class LeasedStore:
         self._crossed: list[Crossed] = []
         self._recalled: dict[str, float] = {}
         self._watchers = Watchers()
+        self._listening: tuple[Closeable, ...] = ()
         self._is_at_rest = False
+        self._await_store: Callable[[Reserve], Awaitable[Granted | Refused]] | None = getattr(store, "areserve", None)
         self._begin()
         survive_forks(self)
-        self._look_at_isolations()
-        self._listening = (store.watch_isolations(self._look_at_isolations), store.watch_recalls(self._give_back_all))
 
     def _begin(self) -> None:
         self._names = map(f"slice-{os.urandom(6).hex()}-{{}}".format, itertools.count(1))
+        self._joining = threading.Lock()
+        self._looking = threading.Lock()
 
     @property
     def may_block(self) -> bool:
@@ -104,14 +113,19 @@ class LeasedStore:
         """What the store calls this process."""
         return self._store.me
 
+    @property
+    def store(self) -> Leasable:
+        """The store that slices are taken of."""
+        return self._store
+
     # --- the way of most calls --------------------------------------------------------------------------------------
 
-    def reserve(self, request: Reserve, may_wait: bool = True) -> Granted | Refused:
+    def reserve(self, request: Reserve) -> Granted | Refused:
         """Take all charges of a call or none: from a slice, or from the store."""
-        call, charges, _, _, rows = request
+        call, charges, subjects, _, rows = request
         with self._lock:
             fast = self._fast.get(id(rows))
-            if fast is not None and len(charges) == fast[1] and not self._isolated:
+            if fast is not None and len(charges) == fast[1] and (not self._isolated or self._isolated.isdisjoint(subjects)):
                 _, _, slice_, of_tokens, of_nanos, of_calls = fast
                 tokens, nanos, calls = charges[of_tokens][1], charges[of_nanos][1], charges[of_calls][1]
                 if (
@@ -126,7 +140,10 @@ class LeasedStore:
                     slice_.calls -= calls
                     self._open[call] = (slice_, tokens, nanos, calls)
                     return GRANTED
-        return self._reserve_slowly(request, may_wait)  # type: ignore[return-value]  # None only to `try_reserve`
+        answer, wanted = self._look(request)
+        if answer is None and wanted is not None and self._lease(request, *wanted):
+            return GRANTED
+        return answer or self._reserve_exactly(request)
 
     def settle(self, id: str, actual: Amounts) -> Settled:
         """Replace what a call holds by what it used, exactly once."""
@@ -148,38 +165,50 @@ class LeasedStore:
 
     def try_reserve(self, request: Reserve) -> Granted | Refused | None:
         """What `reserve` says when a slice has room, or the store is free; None otherwise."""
-        return self.reserve(request, may_wait=False)
+        if not self._store.may_block:
+            return self.reserve(request)
+        answer, wanted = self._look(request)
+        if answer is not None or wanted is not None:
+            return answer
+        return self._unless_it_may_heal(request, self._store.try_reserve(request))
 
-    def _reserve_slowly(self, request: Reserve, may_wait: bool) -> Granted | Refused | None:
+    async def areserve(self, request: Reserve) -> Granted | Refused:
+        """Like `reserve`, without blocking the event loop. What the store decides travels together, where it can do so.
+
+        When the task is cancelled meanwhile, whatever is granted is given back.
+        """
+        if not self._store.may_block:
+            return self.reserve(request)
+        answer, wanted = self._look(request)
+        if answer is None and wanted is None and not request.force:
+            asked = self._store.try_reserve(request) if self._await_store is None else await self._await_store(request)
+            answer = self._unless_it_may_heal(request, asked)
+        return answer or await Deciding(self, request).in_thread()
+
+    def _look(self, request: Reserve) -> tuple[Granted | Refused | None, tuple[Chain, Amounts] | None]:
+        """What a slice says; if none says anything, of which chain to take one, and what the call charges."""
         call, charges, subjects, _, rows = request
         with self._lock:
             if self._open.get(call) is not None:
-                return GRANTED
-            isolated = self._isolated
-            chain = None if isolated is _UNKNOWN or call in self._open else self._chain(charges)
+                return GRANTED, None
+            is_lost = self._isolated is _UNKNOWN and bool(self._listening)
+            chain = None if is_lost or call in self._open else self._chain(charges)
             ask = None if chain is None else chain.amounts(charges)
             if chain is None or ask is None:
-                is_due = False
-            elif subject := next(filter(isolated.__contains__, subjects), None):
-                return Refused(RefusalKind.ISOLATED, subject)
-            elif self._take(call, chain, ask):
+                return None, None
+            if subject := next(filter(self._isolated.__contains__, subjects), None):
+                return Refused(RefusalKind.ISOLATED, subject), None
+            if self._take(call, chain, ask):
                 self._remember(rows, chain)
-                return GRANTED
-            else:
-                is_due = self._is_due(chain)
-        if self._store.may_block and not may_wait:
-            return None if is_due else self._try_exactly(request)
-        if is_due and chain is not None and ask is not None and self._lease(call, chain, ask):
-            return GRANTED
-        return self._reserve_exactly(request)
+                return GRANTED, None
+            return None, (chain, ask) if self._is_due(chain) else None
 
-    def _try_exactly(self, request: Reserve) -> Granted | Refused | None:
-        """A refusal is not for those who cannot wait: there may be something to give back first."""
-        answer = self._store.try_reserve(request)
+    def _unless_it_may_heal(self, request: Reserve, answer: Granted | Refused | None) -> Granted | Refused | None:
+        """What the store said to somebody who cannot wait: no refusal, if there may be something to give back first."""
         if isinstance(answer, Granted):
             self._open[request.id] = None
             return answer
-        return answer if answer is not None and answer.kind is RefusalKind.ISOLATED else None
+        return None if answer is None or answer.kind in _MAY_HEAL else answer
 
     def _chain(self, charges: Sequence[Charge]) -> Chain | None:
         """The chain of charges; None when it cannot be leased."""
@@ -202,8 +231,10 @@ class LeasedStore:
         slice_ = chain.slice
         if slice_ is None:
             return False
-        if self._now() >= slice_.until:
-            chain.end(slice_)
+        now = self._now()
+        if now >= slice_.until:
+            if now >= slice_.ends:
+                chain.end(slice_)
             self._give_up(slice_)
             return False
         tokens, nanos, calls = ask
@@ -231,9 +262,13 @@ class LeasedStore:
         chain.seen_at = now
         return is_frequent and now >= chain.exact_until
 
-    def _lease(self, id: str, chain: Chain, ask: Amounts) -> bool:
-        """Let the chain's slice grow, and take the call from it. False when others should rather have what is left."""
+    def _lease(self, request: Reserve, chain: Chain, ask: Amounts) -> bool:
+        """Let the chain's slice grow, and take the call from it. False when the store should rather decide."""
+        id, subjects = request.id, request.subjects
+        self._listen()
         with self._lock:
+            if not self._are_free(subjects):
+                return False
             now = self._now()
             slice_ = chain.slice
             if slice_ is None:
@@ -246,10 +281,9 @@ class LeasedStore:
                 calls = chain.next_size(now, self._horizon, self._most_calls, slice_.is_begun)
             grown = slice_ is chain.slice and self._give_account(slice_, keeps_left=True, ask=ask, calls=calls)
             with self._lock:
-                if grown and self._take(id, chain, ask):
-                    return True
-                chain.exact_until = now + self._horizon / 2
-                return False
+                if not grown:
+                    chain.exact_until = now + self._horizon / 2  # others should have what is left
+                return bool(grown) and self._are_free(subjects) and self._take(id, chain, ask)
 
     def _reserve_exactly(self, request: Reserve) -> Granted | Refused:
         """Ask the store. What this process has lying idle in the way of the call is given back first."""
@@ -258,7 +292,7 @@ class LeasedStore:
             self._give_back([key for key, _ in charges])
         answer = self._store.reserve(request)
         for _ in range(_TRIES):
-            if isinstance(answer, Granted) or answer.kind not in {RefusalKind.CONTENDED, RefusalKind.EXHAUSTED}:
+            if isinstance(answer, Granted) or answer.kind not in _MAY_HEAL:
                 break
             if not self._give_back([answer.row]) and (answer.kind is RefusalKind.EXHAUSTED or not self._recall(answer.row)):
                 break
@@ -378,6 +412,7 @@ class LeasedStore:
                 calls,
                 SHARE,
             )
+        asked_at = self._now()
         try:
             answer = self._store.lease(account)
         except StoreUnavailable:
@@ -385,7 +420,7 @@ class LeasedStore:
                 slice_.total = add(slice_.total, used)  # to be told again: rather twice, if only the answer was lost, than never
             raise
         with self._lock:
-            slice_.accounted_at = self._now()
+            slice_.accounted_at = asked_at
             if isinstance(answer, Refused):
                 slice_.is_lost = answer.row == slice_.id
                 slice_.total = add(slice_.total, used)
@@ -395,6 +430,7 @@ class LeasedStore:
                 return 0
             self._crossed += answer.crossed
             slice_.grow(ask, answer.calls)
+            slice_.renew(asked_at + self._horizon)
             slice_.is_begun = keeps or answer.calls > 0
             if not slice_.is_begun:
                 self._give_up(slice_)
@@ -445,16 +481,37 @@ class LeasedStore:
         self._store.recall([key])
         return True
 
+    def _listen(self) -> None:
+        """Hear of isolations and recalls from now on. A process that has never taken a slice has no need to."""
+        if self._listening:
+            return
+        with self._joining:
+            if not self._listening:
+                self._listening = (
+                    self._store.watch_isolations(self._look_at_isolations),
+                    self._store.watch_recalls(self._give_back_all),
+                )
+                self._look_at_isolations()
+
     def _look_at_isolations(self) -> None:
-        """Read who is isolated. While that cannot be read, the store decides every call."""
-        try:
-            self._isolated = frozenset(isolation.subject for isolation in self._store.isolations())
-        except StoreUnavailable:
-            self._isolated = _UNKNOWN
+        """Read who is isolated. While that is known to have changed and cannot be read, the store decides every call."""
+        with self._looking:  # so that what is read first is not what stands last
+            try:
+                isolated = frozenset(isolation.subject for isolation in self._store.isolations())
+            except StoreUnavailable:
+                isolated = _UNKNOWN
+            with self._lock:
+                self._isolated = isolated
+                if isolated is _UNKNOWN:
+                    self._fast.clear()
+
+    def _are_free(self, subjects: Sequence[str]) -> bool:
+        """Whether none of them is isolated, as far as is known."""
+        return self._isolated is not _UNKNOWN and self._isolated.isdisjoint(subjects)
 
     def sweep(self) -> int:
         """Hear of slices that have told nothing for half a horizon, give back what lies idle in them, and sweep the store."""
-        if self._isolated is _UNKNOWN:
+        if self._listening and self._isolated is _UNKNOWN:
             self._look_at_isolations()
         with self._lock:
             now = self._now()
@@ -540,6 +597,10 @@ class LeasedStore:
     def isolations(self) -> Sequence[Isolation]:
         """The subjects that are isolated now, oldest first."""
         return self._store.isolations()
+
+    def dated_isolations(self) -> tuple[int, Sequence[Isolation]]:
+        """The epoch and `isolations`."""
+        return self._store.dated_isolations()
 
     def epoch(self) -> int:
         """The number of changes by `isolate` so far."""

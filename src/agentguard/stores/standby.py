@@ -11,19 +11,19 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.core.limits import RefusalKind, Refused
 from agentguard.errors import StoreUnavailable
 from agentguard.policy.model import OnStoreDown
-from agentguard.stores.base import GRANTED, SETTLED, Balance, Granted, Reserve
+from agentguard.stores.base import GRANTED, NOT_SETTLED, SETTLED, Balance, Granted, Reserve
 from agentguard.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from agentguard.core.limits import Amounts, Charge, LimitRow
-    from agentguard.stores.base import Account, Accounted, Closeable, Hold, Isolation, Leasable, Member, Settled, Store, WallClock
+    from agentguard.stores.base import Closeable, Hold, Isolation, Member, Settled, Store, WallClock
 
 LOCAL_SHARE = 10
 _MOST_OWED = 10_000
@@ -95,7 +95,8 @@ class Standby:
     def reserve(self, request: Reserve) -> Granted | Refused:
         """Take all charges of a call or none; while the store is down, as the limits say."""
         try:
-            self._register_late(request.charges)
+            if self._unregistered:
+                self._register_late(request.charges)
             return self._store.reserve(request)
         except StoreUnavailable as error:
             return self._reserve_without(request, error)
@@ -110,7 +111,8 @@ class Standby:
     async def areserve(self, request: Reserve) -> Granted | Refused:
         """Like `reserve`, without blocking the event loop, where the store can do so."""
         try:
-            self._register_late(request.charges)
+            if self._unregistered:
+                self._register_late(request.charges)
             answer: Granted | Refused = await self._store.areserve(request)  # type: ignore[attr-defined]  # of Redis, not of all
         except StoreUnavailable as error:
             return self._reserve_without(request, error)
@@ -130,13 +132,14 @@ class Standby:
 
     def settle(self, id: str, actual: Amounts) -> Settled:
         """Replace what a call holds by what it used. What was admitted without the store is owed to it."""
+        if id not in self._open:
+            return self._store.settle(id, actual)
         with self._lock:
             request = self._open.pop(id, None)
-            if request is not None:
-                self._owed.append(Owed(request, actual))
-                del self._owed[:-_MOST_OWED]
-        if request is None:
-            return self._store.settle(id, actual)
+            if request is None:
+                return NOT_SETTLED  # another thread was first
+            self._owed.append(Owed(request, actual))
+            del self._owed[:-_MOST_OWED]
         self._local.settle(id, actual)
         return SETTLED
 
@@ -157,9 +160,13 @@ class Standby:
 
     def isolations(self) -> Sequence[Isolation]:
         """The subjects that are isolated now; they stay so while the store is down."""
-        isolations = self._store.isolations()
-        self._isolated = frozenset(isolation.subject for isolation in isolations)
-        return isolations
+        return self.dated_isolations()[1]
+
+    def dated_isolations(self) -> tuple[int, Sequence[Isolation]]:
+        """The epoch and `isolations`, which stay so while the store is down."""
+        dated = self._store.dated_isolations()
+        self._isolated = frozenset(isolation.subject for isolation in dated[1])
+        return dated
 
     def read(self, keys: Sequence[str]) -> Sequence[Balance]:
         """Balances of rows. While the store is down, what is known here of those that can do without it."""
@@ -219,18 +226,6 @@ class Standby:
         """Free what is held."""
         self._store.close()
 
-    def lease(self, account: Account) -> Accounted | Refused:
-        """Take the account of a slice, and let it grow."""
-        return cast("Leasable", self._store).lease(account)
-
-    def recall(self, keys: Sequence[str]) -> None:
-        """Ask whoever holds slices of rows to give back what no call holds."""
-        cast("Leasable", self._store).recall(keys)
-
-    def watch_recalls(self, on_recall: Callable[[Sequence[str]], None]) -> Closeable:
-        """Call `on_recall` with the rows that another process has recalled."""
-        return cast("Leasable", self._store).watch_recalls(on_recall)
-
     # --- without the store ----------------------------------------------------------------------------------------------
 
     def _reserve_without(self, request: Reserve, error: StoreUnavailable) -> Granted | Refused:
@@ -264,12 +259,11 @@ class Standby:
         return self._left.get(row.key, row.limit.amount) // (LOCAL_SHARE * self._processes)
 
     def _register_late(self, charges: Sequence[Charge]) -> None:
-        if self._unregistered:
-            late = [self._rows[key] for key, _ in charges if key in self._unregistered]
-            if late:
-                self._store.register(late)
-                with self._lock:
-                    self._unregistered.difference_update(row.key for row in late)
+        late = [self._rows[key] for key, _ in charges if key in self._unregistered]
+        if late:
+            self._store.register(late)
+            with self._lock:
+                self._unregistered.difference_update(row.key for row in late)
 
     def _pay(self) -> None:
         """Charge the store for what was used without it."""

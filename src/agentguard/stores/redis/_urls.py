@@ -34,6 +34,7 @@ class Address(NamedTuple):
         hosts: The sentinels, or the cluster's nodes to begin with.
         service: The name that the sentinels know the server by.
         timeout_seconds: How long a connection or an answer may take.
+        is_leased: Whether processes are to lease parts of the limits.
     """
 
     url: str
@@ -43,12 +44,14 @@ class Address(NamedTuple):
     hosts: tuple[tuple[str, int], ...] = ()
     service: str = ""
     timeout_seconds: float = TIMEOUT_SECONDS
+    is_leased: bool = True
 
     @classmethod
     def parse(cls, url: str) -> Address:
         """Read a URL: `redis://`, `rediss://`, `unix://`, `redis+sentinel://HOST,HOST/SERVICE/DB`, `redis+cluster://HOST,HOST`.
 
-        `?fleet=NAME` and `?timeout=SECONDS` are ours; the other options are redis-py's (`ssl_ca_certs`, `ssl_certfile`, ...).
+        `?fleet=NAME`, `?timeout=SECONDS` and `?leases=on|off` are ours; the other options are redis-py's (`ssl_ca_certs`,
+        `ssl_certfile`, ...).
 
         Raises:
             PolicyError: It is none of these.
@@ -58,14 +61,16 @@ class Address(NamedTuple):
         options = parse_qs(parts.query)
         fleet = options.pop("fleet", [""])[0]
         timeout = options.pop("timeout", [str(TIMEOUT_SECONDS)])[0]
+        leases = options.pop("leases", ["on"])[0]
         query = urlencode(options, doseq=True)
         credentials, _, places = parts.netloc.rpartition("@")
         shown = urlunsplit((parts.scheme, places, parts.path, "", ""))
-        if parts.scheme not in SCHEMES or (not places and scheme != "unix") or not _SECONDS.fullmatch(timeout):
+        is_ours = _SECONDS.fullmatch(timeout) and leases in {"on", "off"}
+        if parts.scheme not in SCHEMES or (not places and scheme != "unix") or not is_ours:
             raise _no_url(shown)
         if not kind:
             url = urlunsplit((scheme, parts.netloc, parts.path, query, ""))
-            return cls(url, shown, fleet, "single", timeout_seconds=float(timeout))
+            return cls(url, shown, fleet, "single", timeout_seconds=float(timeout), is_leased=leases == "on")
         hosts = tuple(_place(place, _SENTINEL_PORT if kind == "sentinel" else _PORT) for place in places.split(","))
         service, _, database = parts.path.strip("/").partition("/")
         if kind == "sentinel" and not service:
@@ -76,7 +81,7 @@ class Address(NamedTuple):
         netloc = f"{credentials}@{host}:{port}" if credentials else f"{host}:{port}"
         path = f"/{database}" if database else ""
         url = urlunsplit((scheme, netloc, path, query, ""))
-        return cls(url, shown, fleet, kind, hosts, unquote(service), float(timeout))
+        return cls(url, shown, fleet, kind, hosts, unquote(service), float(timeout), leases == "on")
 
 
 def open_client(address: Address) -> Any:
@@ -88,7 +93,7 @@ def open_client(address: Address) -> Any:
         nodes = [_untyped(redis.cluster.ClusterNode)(host, port) for host, port in address.hosts]
         return redis.RedisCluster(startup_nodes=nodes, **_of_cluster(address), **options)
     sentinel = _untyped(redis.Sentinel)(address.hosts, sentinel_kwargs=options | _transport(address), **options)
-    return sentinel.master_for(address.service, **_said(address))
+    return sentinel.master_for(address.service, Watched, **_said(address))
 
 
 def open_async_client(address: Address) -> Any:
@@ -100,7 +105,27 @@ def open_async_client(address: Address) -> Any:
         nodes = [aio.cluster.ClusterNode(host, port) for host, port in address.hosts]
         return aio.RedisCluster(startup_nodes=nodes, **_of_cluster(address), **options)
     sentinel = _untyped(aio.Sentinel)(address.hosts, sentinel_kwargs=options | _transport(address), **options)
-    return sentinel.master_for(address.service, **_said(address))
+    return sentinel.master_for(address.service, AsyncWatched, **_said(address))
+
+
+class Watched(redis.Redis):
+    """A client of the server that sentinels name. Closing it frees the connections to them too."""
+
+    def close(self) -> None:
+        """Free all connections."""
+        super().close()
+        for sentinel in _untyped(self.connection_pool).sentinel_manager.sentinels:
+            sentinel.close()
+
+
+class AsyncWatched(aio.Redis):
+    """The same for an event loop."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Free all connections."""
+        await super().aclose(close_connection_pool)
+        for sentinel in _untyped(self.connection_pool).sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def _timeouts(address: Address) -> dict[str, Any]:
@@ -139,6 +164,6 @@ def _place(place: str, usual: int) -> tuple[str, int]:
 def _no_url(shown: str) -> PolicyError:
     message = (
         "expected redis://HOST:6379/0, rediss://... for TLS, redis+sentinel://HOST:26379,HOST/SERVICE/0 "
-        "or redis+cluster://HOST:6379,HOST"
+        "or redis+cluster://HOST:6379,HOST; of options, timeout is in seconds, and leases is on or off"
     )
     return PolicyError(shown, (Problem("", 0, 0, "store", message),))

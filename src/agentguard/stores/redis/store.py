@@ -87,6 +87,9 @@ class RedisStore:
         fleet: Names the shared counters; `?fleet=` of the URL outranks it.
         scripts: What runs inside the server.
 
+    Attributes:
+        is_leased: Whether the URL lets processes lease parts of the limits, as it does unless it says `?leases=off`.
+
     Raises:
         PolicyError: The URL is none of these.
     """
@@ -97,6 +100,7 @@ class RedisStore:
         address = Address.parse(url)
         self._link = Link(address, scripts or Scripts())
         self._batches = Batches(self._link)
+        self.is_leased: bool = address.is_leased
         prefix = f"ag:{{{quote(address.fleet or fleet, safe='')}}}:"
         self._row = f"{prefix}r:"
         self._hold = f"{prefix}h:"
@@ -291,9 +295,13 @@ class RedisStore:
 
     def isolations(self) -> Sequence[Isolation]:
         """The subjects that are isolated now, oldest first."""
-        found = self._link.ask(lambda client: client.hgetall(self._isolated))
-        isolations = [_isolation(subject.decode(), *json.loads(said)) for subject, said in found.items()]
-        return sorted(isolations, key=lambda isolation: (isolation.at, isolation.subject))
+        return self.dated_isolations()[1]
+
+    def dated_isolations(self) -> tuple[int, Sequence[Isolation]]:
+        """The epoch and `isolations`, of one moment."""
+        epoch, found = self._link.run("isolations", [self._state], [self._control, self._isolated])
+        isolations = [_isolation(subject.decode(), *json.loads(said)) for subject, said in zip(found[::2], found[1::2], strict=True)]
+        return epoch, sorted(isolations, key=lambda isolation: (isolation.at, isolation.subject))
 
     def epoch(self) -> int:
         """The number of changes by `isolate` so far."""

@@ -1,0 +1,51 @@
+"""A decision that a task of an event loop awaits, and that a thread makes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+from agentguard.core.limits import Amounts
+from agentguard.stores.base import Granted
+
+if TYPE_CHECKING:
+    from agentguard.core.limits import Refused
+    from agentguard.stores.base import Reserve, Store
+
+
+class Deciding:
+    """One `reserve` in a thread. Whoever comes last, thread or cancelled task, gives back what nobody waits for any more."""
+
+    def __init__(self, store: Store, request: Reserve) -> None:
+        self._store = store
+        self._request = request
+        self._lock = threading.Lock()
+        self._is_granted = False
+        self._is_abandoned = False
+
+    async def in_thread(self) -> Granted | Refused:
+        """The answer. A task that is cancelled before it has one holds nothing."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await asyncio.shield(loop.run_in_executor(None, self._decide))
+        except asyncio.CancelledError:
+            with self._lock:
+                self._is_abandoned = True
+                is_granted = self._is_granted
+            if is_granted:
+                loop.run_in_executor(None, self._give_back)
+            raise
+
+    def _decide(self) -> Granted | Refused:
+        answer = self._store.reserve(self._request)
+        if isinstance(answer, Granted):
+            with self._lock:
+                self._is_granted = True
+                is_abandoned = self._is_abandoned
+            if is_abandoned:
+                self._give_back()
+        return answer
+
+    def _give_back(self) -> None:
+        self._store.settle(self._request.id, Amounts())
