@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agentguard._default import Instrumentation, budget, current_guard, instrument, uninstrument
-    from agentguard.context import BudgetBlock, Session, propagate, session
+    from agentguard.context import BudgetBlock, Session, propagate, session, waiting
     from agentguard.core.call import HTTPCall, LLMCall, ToolCall, Usage
     from agentguard.core.decision import Decision
     from agentguard.decorators import agent, tool
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "agentguard._default": ("Instrumentation", "budget", "current_guard", "instrument", "uninstrument"),
-    "agentguard.context": ("BudgetBlock", "Session", "propagate", "session"),
+    "agentguard.context": ("BudgetBlock", "Session", "propagate", "session", "waiting"),
     "agentguard.core.call": ("HTTPCall", "LLMCall", "ToolCall", "Usage"),
     "agentguard.core.decision": ("Decision",),
     "agentguard.decorators": ("agent", "tool"),
@@ -96,6 +96,7 @@ __all__ = [
     "session",
     "tool",
     "uninstrument",
+    "waiting",
 ]
 
 

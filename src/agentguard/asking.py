@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, NamedTuple
 
-from agentguard.context import CALLER
-from agentguard.core.engine import admission
+from agentguard.context import CALLER, WAIT
+from agentguard.core.engine import admission, isolation_of
+from agentguard.core.limits import RefusalKind, Refused
+from agentguard.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from collections.abc import Generator
 
     from agentguard.admission import Owner
+    from agentguard.changes import Changes
     from agentguard.core.call import Call
     from agentguard.core.caller import Caller
-    from agentguard.core.engine import Ask, Outcome, Reply
-    from agentguard.core.limits import Refused
+    from agentguard.core.engine import Ask, AwaitChange, Outcome, Reply, ReserveRows
     from agentguard.core.rights import Rights
     from agentguard.guard import Guard
 
 _WAIT_SLICE_SECONDS = 0.05
 """A waiting call looks by itself this often: a settlement that is still queued wakes nobody."""
 
+_LOOK_SECONDS = 1.0
+"""A call that waits for a window looks at the clock this often: somebody may have set it."""
+
 _CLOSING_ROUNDS = 32
 _CLOSING_PASSES = 3
+
+
+class Pause(NamedTuple):
+    """Wait until changes have another version than was seen, for so many seconds at most."""
+
+    changes: Changes
+    seen: int
+    seconds: float
 
 
 class Asking:
     """One call on its way through admission: the engine's generator, what it is answered, and how long it may wait."""
 
     __slots__ = (
-        "_deadline",
         "_flow",
         "_guard",
+        "_is_listening",
         "_seen",
+        "_since",
+        "_wait",
         "call",
         "caller",
         "id",
@@ -45,7 +61,7 @@ class Asking:
         "watch",
     )
 
-    def __init__(self, guard: Guard, call: Call, owner: Owner) -> None:
+    def __init__(self, guard: Guard, call: Call, owner: Owner, wait: float | None = None) -> None:
         self.call: Call = call
         self.owner: Owner = owner
         in_force = guard.in_force
@@ -66,8 +82,10 @@ class Asking:
             reports=in_force.reports,
         )
         self.reports: bool = in_force.reports
-        self.watch: AbstractContextManager[None] | None = None
-        self._deadline = 0.0
+        self.watch: ExitStack | None = None
+        self._wait = wait
+        self._since: float | None = None
+        self._is_listening = False
         self._seen = 0
 
     def next(self) -> Ask | None:
@@ -78,41 +96,118 @@ class Asking:
             self.outcome = end.value
             return None
 
-    def wait(self, refused: Refused) -> bool:
-        """Block until the store has changed. False when that is of no use, or has taken too long."""
-        if self._guard.settle_roomy():
-            return self._try_again(0.0)
-        if self._is_ours(refused):
-            self._guard.collect_garbage(self.owner)
-        seconds = self._patience(refused)
-        if seconds > 0:
-            self._guard.changes.wait(self._seen, min(seconds, _WAIT_SLICE_SECONDS))
-        return self._try_again(seconds)
+    @property
+    def waited(self) -> float:
+        """Seconds since it began to wait."""
+        return 0.0 if self._since is None else self._guard.clock.monotonic() - self._since
 
-    async def await_change(self, refused: Refused) -> bool:
+    def wait(self, ask: AwaitChange) -> Refused | None:
+        """Block until it is time to ask again: None. When that is of no use, or has taken too long: the refusal that stands."""
+        refused = ask.refused
+        if refused.kind is RefusalKind.CONTENDED:
+            if self._guard.settle_roomy():
+                self._again()
+                return None
+            if self._is_ours(refused):
+                self._guard.collect_garbage(self.owner)
+        pauses = self._pauses(ask)
+        try:
+            while True:
+                changes, seen, seconds = next(pauses)
+                changes.wait(seen, seconds)
+        except StopIteration as end:
+            stands: Refused | None = end.value
+            return stands
+
+    async def await_change(self, ask: AwaitChange) -> Refused | None:
         """Like `wait`, without blocking the event loop."""
-        if self._guard.settle_roomy():
-            return self._try_again(0.0)
-        if self._is_ours(refused) and self._guard.collect_garbage(self.owner):
-            await self._let_generators_end(refused)
-        seconds = self._patience(refused)
-        if seconds > 0:
-            await self._guard.changes.await_change(self._seen, min(seconds, _WAIT_SLICE_SECONDS))
-        return self._try_again(seconds)
+        refused = ask.refused
+        if refused.kind is RefusalKind.CONTENDED:
+            if self._guard.settle_roomy():
+                self._again()
+                return None
+            if self._is_ours(refused) and self._guard.collect_garbage(self.owner):
+                await self._let_generators_end(refused)
+        pauses = self._pauses(ask)
+        try:
+            while True:
+                changes, seen, seconds = next(pauses)
+                await changes.await_change(seen, seconds)
+        except StopIteration as end:
+            stands: Refused | None = end.value
+            return stands
 
-    def _patience(self, refused: Refused) -> float:
-        """Seconds that are left to wait; 0 to try again at once, since only now the store is watched; negative to give up."""
+    def _pauses(self, ask: AwaitChange) -> Generator[Pause, None, Refused | None]:
+        """What to pause for, one after the other, and what to answer then."""
+        if self._wait is None:
+            self._wait = WAIT.get()
+        refused, limits = ask.refused, self.rights.policy.limits
+        # What this very thread or task holds cannot be given back while it waits. A window passes all the same.
+        if refused.kind is RefusalKind.CONTENDED and not self._is_ours(refused):
+            self._guard.collect_garbage()
+            patience = self._patience(limits.contention_wait_seconds)
+            if patience > 0 and not self._is_listening:
+                self._listen()
+                self._again()
+                return None  # only now the store is watched
+            if patience > 0:
+                yield Pause(self._guard.changes, self._seen, min(patience, _WAIT_SLICE_SECONDS))
+                self._again()
+                return None
+        patience = self._patience(limits.wait_seconds)
+        now = self._guard.clock.time()
+        if refused.retry_at is None or patience <= 0 or now + patience < refused.retry_at:
+            return refused
+        if stands := self._outlasting(ask.request, now + patience):
+            return stands
+        return (yield from self._until(refused.retry_at, refused))
+
+    def _until(self, moment: float, refused: Refused) -> Generator[Pause, None, Refused | None]:
+        """Pauses until a moment (Unix time), or until an operator isolates the caller, or puts another policy in force."""
         guard = self._guard
-        if self.reports or self._is_ours(refused):
-            return -1.0  # what this very thread or task holds cannot be given back while it waits
-        guard.collect_garbage()
+        self._start_waiting()
+        seen = guard.orders.version
+        seconds = max(moment - guard.clock.time(), _WAIT_SLICE_SECONDS)  # the clock of a store may be behind ours
+        while seconds > 0 and self.rights.policy is guard.policy:
+            if stands := isolation_of(self.call, self.caller, self.rights, guard.isolated):
+                return stands
+            patience = self._patience(self.rights.policy.limits.wait_seconds)
+            if patience <= 0:
+                return refused
+            yield Pause(guard.orders, seen, min(seconds, patience, _LOOK_SECONDS))
+            seen = guard.orders.version
+            seconds = moment - guard.clock.time()
+        self._again()
+        return None
+
+    def _patience(self, policy_seconds: float) -> float:
+        """Seconds that are left to wait: of what the caller has said, else of what the policy says."""
+        return (policy_seconds if self._wait is None else self._wait) - self.waited
+
+    def _start_waiting(self) -> None:
+        if self.watch is None:
+            self._since = self._guard.clock.monotonic()
+            self.watch = ExitStack()
+            self.watch.enter_context(self._guard.orders.watched())
+            self._guard.join()  # to hear of isolations
+
+    def _listen(self) -> None:
+        self._start_waiting()
+        self._is_listening = True
+        self._guard.store.sweep()  # what dead processes hold is charged now, not waited for
         if self.watch is not None:
-            return (self._deadline - guard.clock.monotonic()) or -1.0
-        self._deadline = guard.clock.monotonic() + guard.policy.limits.contention_wait_seconds
-        guard.store.sweep()  # what dead processes hold is charged now, not waited for
-        self.watch = guard.changes.watched()
-        self.watch.__enter__()
-        return 0.0
+            self.watch.enter_context(self._guard.changes.watched())
+
+    def _outlasting(self, request: ReserveRows, moment: float) -> Refused | None:
+        """The refusal by a limit that will have no room at a moment either. A rolling one is not foreseen."""
+        asked = dict(request.charges)
+        limits = {row.key: row.limit for row in request.rows}
+        with suppress(StoreUnavailable):  # whoever asks again says so
+            for key, amount, spent, held, resets_at in self._guard.store.read(list(asked)):
+                is_full = spent + asked[key] > amount and not limits[key].window.is_rolling
+                if is_full and (resets_at is None or resets_at > moment):
+                    return Refused(RefusalKind.EXHAUSTED, key, amount, spent, held, asked[key], resets_at)
+        return None
 
     async def _let_generators_end(self, refused: Refused) -> None:
         """The collector only hands async generators to the loop, which closes them in its next rounds.
@@ -132,12 +227,15 @@ class Asking:
         """Whether the call would not fit even if everybody else gave back what they hold."""
         return refused.spent + self._guard.held_by(self.owner, refused.row) + refused.requested > refused.amount
 
-    def _try_again(self, seconds: float) -> bool:
+    def _again(self) -> None:
+        """Make ready to ask again: the same, or anew under a policy that has been put in force meanwhile."""
         self._seen = self._guard.changes.version
-        return seconds >= 0
+        if self.rights.policy is not self._guard.policy:
+            anew = Asking(self._guard, self.call, self.owner)
+            self.caller, self.rights, self.reports, self._flow = anew.caller, anew.rights, anew.reports, anew._flow
 
     def close(self) -> None:
         """Stop watching the store."""
         if self.watch is not None:
-            self.watch.__exit__(None, None, None)
+            self.watch.close()
             self.watch = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import math
 import os
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
@@ -30,6 +31,10 @@ OWN_TRAFFIC: contextvars.ContextVar[bool] = contextvars.ContextVar("agentguard_o
 """True in agentguard's own code path while it talks to a configured endpoint (a collector, a store): such traffic is no call."""
 
 
+WAIT: contextvars.ContextVar[float | None] = contextvars.ContextVar("agentguard_wait", default=None)
+"""How many seconds a call waits for room; None: as long as the policy says."""
+
+
 @contextmanager
 def own_traffic() -> Iterator[None]:
     """Mark what happens inside as agentguard's own traffic. Only around the sending itself, only to a configured endpoint."""
@@ -38,6 +43,25 @@ def own_traffic() -> Iterator[None]:
         yield
     finally:
         OWN_TRAFFIC.reset(token)
+
+
+@contextmanager
+def waiting(seconds: float) -> Iterator[None]:
+    """Have each call inside of the block wait for room, for so long at most: for others to settle, and for windows to be over.
+
+    A call that will not fit by then is refused at once.
+
+    Args:
+        seconds: For each call; 0: none waits. It stands in place of `limits.wait` and `limits.contention_wait`.
+    """
+    if not 0 <= seconds < math.inf:
+        msg = f"a wait is a number of seconds, and bounded: found {seconds!r}"
+        raise ValueError(msg)
+    token = WAIT.set(seconds)
+    try:
+        yield
+    finally:
+        WAIT.reset(token)
 
 
 def current_caller() -> Caller:

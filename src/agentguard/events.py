@@ -49,7 +49,7 @@ class CallDenied(NamedTuple):
 
 
 class CallAdmitted(NamedTuple):
-    """A call may go. Amounts are what was reserved: tokens, and nano-USD."""
+    """A call may go. Amounts are what was reserved: tokens, and nano-USD; `waited` is for how many seconds there was no room."""
 
     at: float
     id: str
@@ -57,6 +57,7 @@ class CallAdmitted(NamedTuple):
     caller: Caller
     tokens: int
     nanos: int
+    waited: float = 0.0
 
 
 class CallSettled(NamedTuple):

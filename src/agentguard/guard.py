@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Protocol, Self, cast
 
 from agentguard.admission import Admission, Ending, InProgress, Owner
 from agentguard.asking import Asking
+from agentguard.changes import Changes, StoreChanges
 from agentguard.context import CALLER
 from agentguard.core.call import LLMCall, ToolCall
-from agentguard.core.decision import ALLOW, Decision, Reason
+from agentguard.core.decision import ALLOW, Decision, Reason, after_waiting
 from agentguard.core.engine import (
     AwaitChange,
     Left,
@@ -62,7 +63,6 @@ from agentguard.policy.digest import digest_of
 from agentguard.policy.model import Mode, OnStoreDown, Unit
 from agentguard.policy.probation import on_probation
 from agentguard.stores.base import GRANTED, Granted, Reserve
-from agentguard.waiting import Changes
 from agentguard.worker import Worker, after_fork
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ class Guard:
         self._agent = agent
         self._unnamed_session = f"process-{os.getpid()}-{os.urandom(4).hex()}"
         self.ids: Iterator[str] = _ids()
-        self.changes: Changes = Changes(store)
+        self.changes: StoreChanges = StoreChanges(store)
+        self.orders: Changes = Changes()  # an operator's: isolations, and policies
         self._open: dict[str, Admission] = {}
         self._ended: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
         self._roomy: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
@@ -203,6 +204,7 @@ class Guard:
         self._adopted = policy
         self._digest = ""
         self._put_in_force()
+        self.orders.announce()
         agents = tuple(agent.name for agent in policy.agents)
         self.loaded: PolicyLoaded = PolicyLoaded(self.clock.time(), policy.path, digest, policy.mode, agents)
         self.tell(self.loaded)
@@ -253,7 +255,7 @@ class Guard:
                 case ReserveRows():
                     reply = self._would_refuse(ask)
                 case AwaitChange():
-                    reply = False
+                    reply = ask.refused
 
     def _would_refuse(self, ask: ReserveRows) -> Refused | None:
         charged = {charge.row: charge.amount for charge in ask.charges}
@@ -279,31 +281,36 @@ class Guard:
     # --- admitting --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def admit(self, call: Call) -> Iterator[Admission]:
+    def admit(self, call: Call, *, wait: float | None = None) -> Iterator[Admission]:
         """Admit a call for the duration of a block, and settle it at the end (`Admission.settle` says what it used).
+
+        Args:
+            call: The call.
+            wait: For how many seconds at most to wait for room, where there will be some by then; 0: not at all. None: as the
+                `agentguard.waiting()` around says, else the policy (`limits.wait` and `limits.contention_wait`).
 
         Raises:
             Denied: The call may not be made; nothing was taken.
             StoreUnavailable: The store gave no answer in time, and a limit of the call is `on_store_down: closed`.
         """
-        admitted = self.begin(call)
+        admitted = self.begin(call, wait=wait)
         if self.spans is not None:
             self.spans.silence(admitted.span, call)
         with admitted, InProgress(admitted):
             yield admitted
 
     @asynccontextmanager
-    async def aadmit(self, call: Call) -> AsyncIterator[Admission]:
+    async def aadmit(self, call: Call, *, wait: float | None = None) -> AsyncIterator[Admission]:
         """Like `admit`, without blocking the event loop."""
-        admitted = await self.abegin(call)
+        admitted = await self.abegin(call, wait=wait)
         if self.spans is not None:
             self.spans.silence(admitted.span, call)
         with admitted, InProgress(admitted):
             yield admitted
 
-    def begin(self, call: Call) -> Admission:
-        """Admit a call whose end the caller will tell: `Admission.settle`. Raises as `admit` does."""
-        asking = Asking(self, call, Owner(threading.get_ident(), None))
+    def begin(self, call: Call, *, wait: float | None = None) -> Admission:
+        """Admit a call whose end the caller will tell: `Admission.settle`. Waits and raises as `admit` does."""
+        asking = Asking(self, call, Owner(threading.get_ident(), None), wait)
         try:
             while True:
                 ask = asking.next()
@@ -313,17 +320,17 @@ class Guard:
                     case ReadRows():
                         asking.reply = self._lefts(ask.rows)
                     case AwaitChange():
-                        asking.reply = asking.wait(ask.refused)
+                        asking.reply = asking.wait(ask)
                     case None:
                         return self._admitted(asking)
         finally:
             if asking.watch is not None:
                 asking.close()
 
-    async def abegin(self, call: Call) -> Admission:
+    async def abegin(self, call: Call, *, wait: float | None = None) -> Admission:
         """Like `begin`, without blocking the event loop."""
         task = asyncio.current_task()
-        asking = Asking(self, call, Owner(threading.get_ident(), None if task is None else weakref.ref(task)))
+        asking = Asking(self, call, Owner(threading.get_ident(), None if task is None else weakref.ref(task)), wait)
         try:
             while True:
                 ask = asking.next()
@@ -334,7 +341,7 @@ class Guard:
                     case ReadRows():
                         asking.reply = self._lefts(ask.rows)
                     case AwaitChange():
-                        asking.reply = await asking.await_change(ask.refused)
+                        asking.reply = await asking.await_change(ask)
                     case None:
                         return self._admitted(asking)
         finally:
@@ -343,8 +350,9 @@ class Guard:
 
     def _admitted(self, asked: Asking) -> Admission:
         call, caller, outcome = asked.call, asked.caller, asked.outcome
+        waited = 0.0 if asked.watch is None else asked.waited
         if outcome.decision is not ALLOW:
-            self._refuse(asked.id, call, caller, outcome.decision)
+            self._refuse(asked.id, call, caller, outcome.decision, waited)
         admitted = Admission(self, asked.id, call, caller, asked.rights, outcome, asked.owner)
         self._open[asked.id] = admitted
         if not self._membership.has_joined:
@@ -363,15 +371,18 @@ class Guard:
                     caller,
                     estimate.input_tokens + (estimate.output_tokens or 0),
                     estimate.nanos,
+                    waited,
                 )
             )
         return admitted
 
-    def _refuse(self, id: str, call: Call, caller: Caller, decision: Decision) -> None:
+    def _refuse(self, id: str, call: Call, caller: Caller, decision: Decision, waited: float) -> None:
         """Raise the denial; in report mode, record it and let the call go."""
         if decision.facts.resets_at is not None:
             left = max(decision.facts.resets_at - self.clock.time(), 0.0)
             decision = decision._replace(facts=decision.facts._replace(retry_after=left))
+        if waited:
+            decision = after_waiting(decision, waited)
         enforced = self.policy.mode is Mode.ENFORCE
         self.tell(
             CallDenied(
@@ -677,11 +688,15 @@ class Guard:
         return Described(self.home_agent or "", self._digest, self._adopted.mode)
 
     def _act_on(self, isolations: Mapping[str, Isolation]) -> None:
+        is_news = isolations != self.isolated
         self.isolated = isolations
         probation = agents_on_probation(isolations, self.clock.time()) if isolations else frozenset()
         if probation != self._probation:
             self._probation = probation
             self._put_in_force()
+            is_news = True
+        if is_news:
+            self.orders.announce()
         if isolations:
             calls = list(self._open.values())
             for admitted in calls:
@@ -763,7 +778,8 @@ class Guard:
         self._membership.restart()
         self._ended = queue.SimpleQueue()
         self._roomy = queue.SimpleQueue()
-        self.changes = Changes(self.store)
+        self.changes = StoreChanges(self.store)
+        self.orders = Changes()
         self.ids = _ids()
 
     def close(self) -> None:

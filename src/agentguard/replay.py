@@ -13,7 +13,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from agentguard.core.call import LLMCall, ToolCall
-from agentguard.core.engine import Outcome, ReserveRows, admission
+from agentguard.core.engine import AwaitChange, Outcome, ReserveRows, admission
 from agentguard.core.estimate import Estimator
 from agentguard.core.limits import Amounts, RefusalKind, Refused
 from agentguard.core.pricing import cost_nanos
@@ -183,6 +183,9 @@ class _Past:
                 ask = flow.send(reply)
             except StopIteration as end:
                 return cast("Outcome", end.value), waits
+            if isinstance(ask, AwaitChange):
+                reply = ask.refused  # what was counted then has no other time to come
+                continue
             assert isinstance(ask, ReserveRows)  # noqa: S101 - the call's bounds are known, so nothing else is asked
             self._in_force.register(ask.rows, self._store)
             reply = self._refused(ask.charges)

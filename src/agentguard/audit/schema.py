@@ -74,6 +74,8 @@ def _admitted(event: CallAdmitted) -> Record:
         entry["reserved_tokens"] = event.tokens
     if event.nanos:
         entry["reserved_nanos"] = event.nanos
+    if event.waited:
+        entry["waited_us"] = _micros(event.waited)
     return entry
 
 
@@ -265,6 +267,8 @@ def _add_decision(entry: Record, decision: Decision) -> None:
         entry |= {"limit": facts.limit, "spent": facts.spent, "held": facts.held, "requested": facts.requested}
     if facts.resets_at is not None:
         entry["resets_us"] = _micros(facts.resets_at)
+    if facts.waited:
+        entry["waited_us"] = _micros(facts.waited)
 
 
 def _written(**texts: str) -> Record:

@@ -30,7 +30,10 @@ class Reason(StrEnum):
 
 
 class Facts(NamedTuple):
-    """The numbers behind a refusal by a limit, in the limit's own unit. `resets_at` is Unix time, `retry_after` seconds."""
+    """The numbers behind a refusal by a limit, in the limit's own unit.
+
+    `resets_at` is Unix time; `retry_after`, and `waited` before it was refused, are seconds.
+    """
 
     limit: int = 0
     spent: int = 0
@@ -38,6 +41,7 @@ class Facts(NamedTuple):
     requested: int = 0
     resets_at: float | None = None
     retry_after: float | None = None
+    waited: float = 0.0
 
 
 NO_FACTS = Facts()
@@ -71,6 +75,12 @@ class Decision(NamedTuple):
 
 
 ALLOW = Decision(Effect.ALLOW)
+
+
+def after_waiting(decision: Decision, seconds: float) -> Decision:
+    """A refusal of a call that has waited for room."""
+    facts = decision.facts._replace(waited=seconds)
+    return decision._replace(message=f"{decision.message}\n  It has waited for {seconds:.1f} s.", facts=facts)
 
 
 def deny(reason: Reason, rule: Rule, sentence: str, remedy: str = "", facts: Facts = NO_FACTS) -> Decision:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agentguard.policy.model import Limit
 
     Ask = Union["ReadRows", "ReserveRows", "AwaitChange"]  # noqa: UP007 - `|` takes no forward references
-    Reply = Union["Sequence[Left]", "Refused", bool, None]  # noqa: UP007 - as above
+    Reply = Union["Sequence[Left]", "Refused", None]  # noqa: UP007 - as above
     Admission = Generator[Ask, Reply, "Outcome"]
 
 # Named once: to name a member through its class costs Python 3.11 as much as three comparisons.
@@ -55,9 +55,13 @@ class ReserveRows(NamedTuple):
 
 
 class AwaitChange(NamedTuple):
-    """A wish to wait until others have settled. Answered by True to try again; by False when that is of no use."""
+    """A wish to wait until others have settled, or a window is over, since that is what has refused a request.
+
+    Answered by None to ask again; when waiting is of no use by the refusal that stands: this one, or one that outranks it.
+    """
 
     refused: Refused
+    request: ReserveRows
 
 
 class Left(NamedTuple):
@@ -124,8 +128,8 @@ def admission(
         reports: Report mode: a refused call will be made all the same, so what it uses is reserved nevertheless.
 
     Yields:
-        `ReadRows`, answered by what each row has left; `ReserveRows`, answered by None or the refusal; and after a refusal by
-        what others hold `AwaitChange`. What was learned while waiting makes the next estimate.
+        `ReadRows`, answered by what each row has left; `ReserveRows`, answered by None or the refusal; and after a refusal that
+        will pass `AwaitChange`. What was learned while waiting makes the next estimate.
 
     Returns:
         The decision, with what was reserved.
@@ -148,15 +152,19 @@ def admission(
             except _Refusal as refused:
                 return Outcome(boundary or refused.decision, rows=rows)
         charges = _charges(call, account, estimate)
-        answer = yield ReserveRows(rows, charges, subjects)
+        request = ReserveRows(rows, charges, subjects)
+        answer = yield request
         if answer is None:
             return Outcome(boundary or ALLOW, estimate, rows, charges)
         refusal = cast("Refused", answer)
-        if refusal.kind is RefusalKind.CONTENDED:
-            if reports:
-                return Outcome(boundary or ALLOW, estimate, rows, charges)  # it would have waited
-            if (yield AwaitChange(refusal)):
+        is_held = refusal.kind is RefusalKind.CONTENDED
+        if is_held and reports:
+            return Outcome(boundary or ALLOW, estimate, rows, charges)  # it would have waited
+        if is_held or (refusal.retry_at is not None and not reports):
+            stands = yield AwaitChange(refusal, request)
+            if stands is None:
                 continue
+            refusal = cast("Refused", stands)
         return Outcome(boundary or refusal_of(refusal, call, caller, rows), estimate, rows, charges)
 
 
@@ -164,9 +172,15 @@ def refused_by_isolation(
     call: Call, caller: Caller, rights: Rights, isolated: Collection[str], *, is_cut: bool = False
 ) -> Decision | None:
     """Judge a call, or with `is_cut` the rest of it, against the subjects that are isolated. None when it may go."""
+    refused = isolation_of(call, caller, rights, isolated)
+    return None if refused is None else refusal_of(refused, call, caller, (), is_cut=is_cut)
+
+
+def isolation_of(call: Call, caller: Caller, rights: Rights, isolated: Collection[str]) -> Refused | None:
+    """The first of a call's subjects that is isolated, as a store would refuse it; None when none is."""
     subjects = rights.subjects(caller, is_llm=isinstance(call, LLMCall))
     subject = next((one for one in subjects if one in isolated), None)
-    return None if subject is None else refusal_of(Refused(RefusalKind.ISOLATED, subject), call, caller, (), is_cut=is_cut)
+    return None if subject is None else Refused(RefusalKind.ISOLATED, subject)
 
 
 def _charges(call: Call, account: Account, estimate: Estimate) -> tuple[Charge, ...]:

@@ -167,11 +167,12 @@ def _key(key: KeySource) -> dict[str, Any]:
 
 
 def _limits(limits: Limits) -> dict[str, Any]:
-    wait = _changed(limits.contention_wait_seconds, Limits().contention_wait_seconds)
+    contention_wait = _changed(limits.contention_wait_seconds, Limits().contention_wait_seconds)
     return _written(
         fleet=[write_limit(limit, Per.FLEET) for limit in limits.fleet] or None,
         fair_share=limits.fair_share or None,
-        contention_wait=grammar.write_duration(wait) if wait is not None else None,
+        contention_wait=grammar.write_duration(contention_wait) if contention_wait is not None else None,
+        wait=grammar.write_duration(limits.wait_seconds) if limits.wait_seconds else None,
     )
 
 

@@ -314,14 +314,19 @@ class KeySource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Fleet-wide limits, and how long a call waits for amounts that others hold.
+    """Fleet-wide limits, and how long a call waits for room.
 
-    `fair_share`: of every limit `per: fleet`, each agent has its share for itself, by weight, and takes no more.
+    Attributes:
+        fleet: What all agents share.
+        fair_share: Whether of every limit `per: fleet` each agent has its share for itself, by weight, and takes no more.
+        contention_wait_seconds: How long it waits for amounts that others hold.
+        wait_seconds: How long it waits for a window to be over; 0: what is spent refuses at once.
     """
 
     fleet: tuple[Limit, ...] = ()
     fair_share: bool = False
     contention_wait_seconds: float = 30.0
+    wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,6 +62,7 @@ def build(document: DocumentShape, path: str, places: Mapping[Key, Place]) -> Po
             ),
             fair_share=limits.get("fair_share", False),
             contention_wait_seconds=limits.get("contention_wait", 30.0),
+            wait_seconds=limits.get("wait", 0.0),
         ),
         alerts=Alerts(
             channels=cast("dict[str, dict[str, object]]", alerts.get("channels", {})),

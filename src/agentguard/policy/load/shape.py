@@ -354,6 +354,7 @@ class LimitsShape(TypedDict, total=False):
     fleet: list[FleetLimitShape]
     fair_share: bool
     contention_wait: Seconds
+    wait: Seconds
 
 
 @_closed

@@ -1,4 +1,4 @@
-"""Waiting for others to settle, in threads and in event loops."""
+"""Changes that waiting calls are woken by, in threads and in event loops."""
 
 from __future__ import annotations
 
@@ -14,38 +14,31 @@ if TYPE_CHECKING:
 
 
 class Changes:
-    """Tells waiting calls that the store has changed. It listens to the store only while somebody waits.
+    """Tells waiting calls that something has changed. It counts only while somebody waits.
 
-    Take `version` before asking the store, and wait for another one: a change in between is not missed.
+    Take `version` before asking, and wait for another one: a change in between is not missed.
 
     Attributes:
         waiting: How many wait.
         version: Grows with every change that was told.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self) -> None:
         self._condition = threading.Condition()
+        self._wake_loops: dict[object, Callable[[], object]] = {}
         self.waiting: int = 0
-        self._watch: Closeable | None = None
-        self._wake_loops: list[Callable[[], object]] = []
         self.version: int = 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Listen to the store for the duration of a block."""
+        """Count changes for the duration of a block."""
         with self._condition:
             self.waiting += 1
-            if self.waiting == 1:
-                self._watch = self._store.watch(self.announce)
         try:
             yield
         finally:
             with self._condition:
                 self.waiting -= 1
-                watch, self._watch = (self._watch, None) if self.waiting == 0 else (None, self._watch)
-            if watch is not None:
-                watch.close()
 
     def announce(self) -> None:
         """Wake everybody who waits."""
@@ -54,8 +47,8 @@ class Changes:
         with self._condition:
             self.version += 1
             self._condition.notify_all()
-            wake_loops, self._wake_loops = self._wake_loops, []
-        for wake in wake_loops:
+            wake_loops, self._wake_loops = self._wake_loops, {}
+        for wake in wake_loops.values():
             wake()
 
     def wait(self, seen: int, seconds: float) -> None:
@@ -82,9 +75,36 @@ class Changes:
         with self._condition:
             if self.version != seen:
                 return
-            self._wake_loops.append(wake)
+            self._wake_loops[changed] = wake
         timer = loop.call_later(seconds, end)
         try:
             await changed
         finally:
             timer.cancel()
+            with self._condition:
+                self._wake_loops.pop(changed, None)
+
+
+class StoreChanges(Changes):
+    """Changes of a store. It is listened to only while somebody waits."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store = store
+        self._watch: Closeable | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Listen to the store for the duration of a block."""
+        with self._condition:
+            self.waiting += 1
+            if self.waiting == 1:
+                self._watch = self._store.watch(self.announce)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self.waiting -= 1
+                watch, self._watch = (self._watch, None) if self.waiting == 0 else (None, self._watch)
+            if watch is not None:
+                watch.close()
