@@ -20,6 +20,7 @@ from agentguard.stores.redis import RedisStore
 from agentguard.stores.standby import Standby
 
 from .redis_server import PROGRAM, Server, free_port
+from .redis_topologies import is_in_step, wait_until
 
 pytestmark = pytest.mark.needs(PROGRAM)
 PATIENT = "?timeout=5"
@@ -262,12 +263,9 @@ def test_a_promoted_replica_goes_on_with_what_it_was_told(own):
     replica = Server("--replicaof", "127.0.0.1", str(own.port))
     with opened(own.url + PATIENT) as store:
         ask(store, "1", 100)
-        until = time.monotonic() + 10
-        while replica.ask("INFO", "replication")["master_link_status"] != "up":
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        wait_until(lambda: is_in_step(own, replica), "a replica that has the first")
         ask(store, "2", 100)
-        own.ask("WAIT", 1, 2000)
+        wait_until(lambda: is_in_step(own, replica), "a replica that has both")
         own.kill()
         replica.ask("REPLICAOF", "NO", "ONE")
     with opened(replica.url + PATIENT) as promoted:

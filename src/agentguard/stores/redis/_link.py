@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from agentguard.stores.redis._scripts import Scripts
     from agentguard.stores.redis._urls import Address
 
-SILENCE = (redis.ConnectionError, redis.TimeoutError, OSError)
+SILENCE = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.RedisClusterException, OSError)
 """No answer. Everything else is one: the server refuses, and says why."""
 
 MOST_AT_ONCE = 8
@@ -57,15 +58,15 @@ class Link:
         try:
             return question(self.client)
         except redis.TimeoutError as error:
-            raise self._no_answer(error) from error
-        except (redis.ConnectionError, OSError):
+            raise self.no_answer(error) from error
+        except SILENCE:
             pass  # a restarted server leaves broken connections; every script may be asked twice
         except redis.RedisError as error:
             raise self.refusal(error) from error
         try:
             return question(self.client)
         except SILENCE as error:
-            raise self._no_answer(error) from error
+            raise self.no_answer(error) from error
         except redis.RedisError as error:
             raise self.refusal(error) from error
 
@@ -78,7 +79,11 @@ class Link:
 
     def no_answer(self, error: BaseException) -> StoreUnavailable:
         """What is raised when nothing came back; counts for the breaker."""
-        return self._no_answer(error)
+        if isinstance(error, redis.AuthenticationError):  # to redis-py a broken connection, and yet an answer
+            return self.refusal(error)
+        message = f"the store {self.address.shown} gave no answer: {_cause(error)}.\n  {_remedy(error)}"
+        self.breaker.failed(message)
+        return StoreUnavailable(message)
 
     def refusal(self, error: BaseException) -> StoreUnavailable:
         """What is raised when the server refuses."""
@@ -87,14 +92,6 @@ class Link:
         else:
             remedy = "Look at the server's log."
         return StoreUnavailable(f"the store {self.address.shown} refuses: {error}.\n  {remedy}")
-
-    def _no_answer(self, error: BaseException) -> StoreUnavailable:
-        message = (
-            f"the store {self.address.shown} gave no answer: {_cause(error)}.\n"
-            "  Limits that say `on_store_down: local` or `open` go on without it."
-        )
-        self.breaker.failed(message)
-        return StoreUnavailable(message)
 
     def _evaluate(self, client: Any, sha: str, name: str, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
         try:
@@ -128,3 +125,12 @@ class Link:
 def _cause(error: BaseException) -> str:
     text = str(error).strip().rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _remedy(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return "Name the authority that has signed its certificate by `?ssl_ca_certs=FILE`, and the host as it is certified."
+        cause = cause.__cause__ or cause.__context__
+    return "Limits that say `on_store_down: local` or `open` go on without it."

@@ -1,0 +1,156 @@
+"""Redis as it is run in earnest: over TLS, behind a sentinel, in a cluster. Real servers of our own, on free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import redis
+import trustme
+
+from .redis_server import PROGRAM, Server, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SERVICE = "counters"
+DOWN_AFTER_MILLISECONDS = 500
+
+
+def wait_until(is_so: Callable[[], object], what: str, seconds: float = 15.0) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(redis.RedisError, OSError):
+            if is_so():
+                return
+        assert time.monotonic() < until, f"never came: {what}"
+        time.sleep(0.02)
+
+
+def is_in_step(master: Server, replica: Server) -> bool:
+    """Whether a replica has all that its master has."""
+    told, heard = master.ask("INFO", "replication"), replica.ask("INFO", "replication")
+    return heard["master_link_status"] == "up" and told["master_repl_offset"] == heard["slave_repl_offset"]
+
+
+class TlsServer(Server):
+    """A server that speaks TLS on a port of its own, beside the plain one by which a test looks at it."""
+
+    def __init__(self, folder: Path, *, asks_clients: bool = False) -> None:
+        self.tls_port = free_port()
+        self.trusted, self.stranger, self.certificate, self.key = (
+            folder / name for name in ("trusted.pem", "stranger.pem", "certificate.pem", "key.pem")
+        )
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.trusted)
+        trustme.CA().cert_pem.write_to_path(self.stranger)
+        certificate = authority.issue_cert("127.0.0.1")
+        certificate.cert_chain_pems[0].write_to_path(self.certificate)
+        certificate.private_key_pem.write_to_path(self.key)
+        super().__init__(
+            *("--tls-port", str(self.tls_port), "--tls-auth-clients", "yes" if asks_clients else "no"),
+            *("--tls-ca-cert-file", str(self.trusted), "--tls-cert-file", str(self.certificate), "--tls-key-file", str(self.key)),
+        )
+
+    @property
+    def url(self) -> str:
+        return self.url_trusting(self.trusted)
+
+    def url_trusting(self, authority: Path) -> str:
+        return f"rediss://127.0.0.1:{self.tls_port}/0?ssl_ca_certs={authority}"
+
+
+class Sentinel(Server):
+    """One sentinel, that suffices to promote a replica."""
+
+    def __init__(self, master: Server, *lines: str) -> None:
+        self._lines = (
+            f"sentinel monitor {SERVICE} 127.0.0.1 {master.port} 1",
+            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MILLISECONDS}",
+            f"sentinel failover-timeout {SERVICE} 2000",
+            *lines,
+        )
+        super().__init__()
+
+    def start(self) -> None:
+        written = self.folder / "sentinel.conf"
+        written.write_text("\n".join((f"port {self.port}", "bind 127.0.0.1", f"dir {self.folder}", *self._lines)))
+        self.process = subprocess.Popen([PROGRAM, written, "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(self.answers, "an answer of the sentinel")
+
+
+class Replicated:
+    """A master, a replica that has all that it has, and a sentinel that watches both."""
+
+    def __init__(self, *options: str, watch: tuple[str, ...] = ()) -> None:
+        self.master = Server("--repl-diskless-sync-delay", "0", *options)
+        self.replica = Server("--repl-diskless-sync-delay", "0", *options, "--replicaof", "127.0.0.1", str(self.master.port))
+        wait_until(lambda: is_in_step(self.master, self.replica), "a replica in step")
+        self.sentinel = Sentinel(self.master, *watch)
+        wait_until(lambda: self._watched()["num-slaves"] == 1, "a sentinel that knows the replica")
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://127.0.0.1:{self.sentinel.port}/{SERVICE}/0"
+
+    def _watched(self) -> dict[str, int]:
+        with self.sentinel.client() as client:
+            return client.sentinel_master(SERVICE)
+
+    def master_port(self) -> int:
+        """Where the sentinel says that the master is."""
+        return self._watched()["port"]
+
+    def ask(self, *words: object) -> object:
+        now = self.master if self.master_port() == self.master.port else self.replica
+        return now.ask(*words)
+
+    def close(self) -> None:
+        for server in (self.sentinel, self.replica, self.master):
+            server.close()
+
+
+class Cluster:
+    """Masters that share the slots, each with a replica or none."""
+
+    def __init__(self, masters: int = 3, *, replicated: bool = False) -> None:
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0")
+        self.masters = [Server(*options) for _ in range(masters)]
+        self.replicas = [Server(*options) for _ in range(masters if replicated else 0)]
+        self.nodes = [*self.masters, *self.replicas]
+        self.ids = {node.port: str(node.ask("CLUSTER", "MYID"), "ascii") for node in self.nodes}
+        bounds = [16384 * place // masters for place in range(masters + 1)]
+        for epoch, (node, start, end) in enumerate(zip(self.masters, bounds, bounds[1:], strict=False), 1):
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", epoch)
+            node.ask("CLUSTER", "ADDSLOTSRANGE", start, end - 1)
+        for node in self.nodes[1:]:
+            node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
+        for node in self.nodes:
+            wait_until(lambda node=node: len(self._known(node)) == len(self.nodes), "nodes that know each other")
+        for master, replica in zip(self.masters, self.replicas, strict=bool(self.replicas)):
+            replica.ask("CLUSTER", "REPLICATE", self.ids[master.port])
+        self.wait()
+
+    def wait(self) -> None:
+        """Until every node that lives serves, and every replica is in step."""
+        for node in self.nodes:
+            if node.process.poll() is None:
+                wait_until(lambda node=node: b"cluster_state:ok" in node.ask("CLUSTER", "INFO"), "a cluster that serves")
+
+    def _known(self, node: Server) -> object:
+        return [line for line in node.ask("CLUSTER", "NODES").splitlines() if b"handshake" not in line]
+
+    @property
+    def url(self) -> str:
+        return f"redis+cluster://127.0.0.1:{self.masters[0].port},127.0.0.1:{self.masters[1].port}"
+
+    def ask(self, *words: object) -> None:
+        for node in self.masters:
+            node.ask(*words)
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
