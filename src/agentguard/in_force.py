@@ -42,8 +42,10 @@ class InForce:
         """The rights of a chain of agents: of those that the policy names, else of the process's own, else of all together."""
         rights = self._rights.get(names)
         if rights is None:
-            agents = self._named(names) or self._named(self.home) or self.policy.agents
-            rights = self._rights[names] = Rights(self.policy, agents, self._unnamed_session)
+            listed = self._named(names) or self._named(self.home)
+            rights = self._rights[names] = Rights(
+                self.policy, listed or self.policy.agents, self._unnamed_session, is_listed=bool(listed)
+            )
         return rights
 
     def register(self, rows: Sequence[LimitRow], store: Store) -> None:

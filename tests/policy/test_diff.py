@@ -167,6 +167,20 @@ def test_the_mode_the_agents_the_resources_and_the_keys_are_compared():
     ]
 
 
+def test_shares_are_compared_as_what_becomes_of_them():
+    def shared(**shares):
+        agents = [{"name": name, "share": share} for name, share in shares.items()]
+        return Policy.from_mapping({"agents": agents, "limits": {"fair_share": True}})
+
+    changes = diff(shared(a=1, b={"guarantee": "20%", "weight": 0}), shared(a=1, b={"guarantee": "20%", "weight": 1}))
+
+    assert sorted(changes) == [
+        ("grants", "agents[b].share", "Its share of the fleet's limits is 60%; it was 20%."),
+        ("takes", "agents[a].share", "Its share of the fleet's limits is 40%; it was 80%."),
+    ]
+    assert diff(shared(a=1, b=1), shared(a=3, b=3)) == ()
+
+
 def test_the_same_policy_in_other_words_is_no_change(fleet):
     policy = Policy.from_yaml(fleet)
 

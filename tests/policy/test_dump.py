@@ -24,6 +24,7 @@ from agentguard.policy.model import (
     Per,
     Price,
     Resource,
+    Share,
     Tools,
     Unbounded,
     Unit,
@@ -92,7 +93,8 @@ AGENTS = st.builds(
     AgentPolicy,
     name=NAMES,
     team=st.none() | NAMES,
-    share=st.integers(1, 9),
+    share=st.builds(Share, guarantee=st.integers(0, 400_000), weight=st.integers(1, 9))
+    | st.builds(Share, guarantee=st.integers(1, 400_000), weight=st.just(0)),
     api_keys=st.builds(ApiKeys, rotation_days=DAYS, scope=st.none() | tuples(NAMES), rate_limit=st.none() | RATES),
     external_calls=st.builds(
         ExternalCalls,

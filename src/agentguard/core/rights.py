@@ -5,7 +5,6 @@ from __future__ import annotations
 import posixpath
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
@@ -13,10 +12,11 @@ from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import Reason, deny
 from agentguard.core.isolation import llm_words
 from agentguard.core.limits import AMOUNTS, LimitRow
-from agentguard.core.wording import who
+from agentguard.core.wording import amount_text, who
 from agentguard.policy.hosts import HostError, HostPattern, HostRules
 from agentguard.policy.model import LLM, Over, Per, Rule, Unit
 from agentguard.policy.providers import PROVIDER_HOSTS
+from agentguard.policy.shares import parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,9 +51,12 @@ class Account(NamedTuple):
 
 
 class Rights:
-    """The rights of a chain of agents. What one of them may not do, the chain may not."""
+    """The rights of a chain of agents. What one of them may not do, the chain may not.
 
-    def __init__(self, policy: Policy, agents: Sequence[AgentPolicy], unnamed_session: str) -> None:
+    `is_listed` False: of a caller that is none of the policy's agents, and may do what all of them may.
+    """
+
+    def __init__(self, policy: Policy, agents: Sequence[AgentPolicy], unnamed_session: str, *, is_listed: bool = True) -> None:
         self.agents: tuple[AgentPolicy, ...] = tuple(agents)
         self.policy = policy
         self.llm: LLM = _strictest_llm([agent.llm for agent in agents if agent.llm is not None])
@@ -64,6 +67,7 @@ class Rights:
         self.judges_tools: bool = any(agent.tools.allowed is not None for agent in agents) or any(
             resource.tools for resource in policy.resources
         )
+        self._parts = parts(policy.agents, {agent.name for agent in agents}) if policy.limits.fair_share and is_listed else {}
         counted = {limit.per for limit in self._limits()}
         self._counted = tuple(per in counted for per in (Per.MODEL, Per.SESSION, Per.INTERACTION, Per.USER))
         self._subjects: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]] | None = None
@@ -81,6 +85,7 @@ class Rights:
             return None
         refusal = self._refuses_model(model, caller) if model is not None else None
         refusal = refusal or self.refuses_target(target, caller, is_llm=model is not None)
+        refusal = refusal or self._refuses_stranger(call, caller)
         if refusal is None:
             if len(self._passed) >= _MAX_CACHED:
                 self._passed.clear()
@@ -157,19 +162,18 @@ class Rights:
             if known is None or limit.amount < known.limit.amount:
                 rows[row.key] = row
         yield from rows.values()
-        if self.policy.limits.fair_share:
-            for row in [row for row in rows.values() if row.limit.per is Per.FLEET and row.subject == "fleet"]:
+        for row in rows.values():
+            if row.limit.per is Per.FLEET:
                 yield from self._shares_of(row.limit)
         for block in caller.blocks:
             yield from block.rows
 
     def _shares_of(self, limit: Limit) -> Iterator[LimitRow]:
-        """The share of each agent of the chain in a limit of the fleet. Together all shares are the limit, to the unit."""
-        weights = list(accumulate((agent.share for agent in self.policy.agents), initial=0))
-        for place, agent in enumerate(self.policy.agents):
-            if agent in self.agents:
-                share = limit.amount * weights[place + 1] // weights[-1] - limit.amount * weights[place] // weights[-1]
-                yield LimitRow.of(f"share:{agent.name}@fleet", replace(limit, amount=max(share, 1), per=Per.AGENT))
+        """The share of each agent of the chain in a limit of the fleet: rows like all others, hence atomic, leased, explained."""
+        for name, part in self._parts.items():
+            amount = max(part.of(limit.amount), 1)
+            text = f"{amount_text(amount, limit.unit)} of {limit.text}" if limit.text else ""
+            yield LimitRow.of(f"share:{name}@fleet", replace(limit, amount=amount, per=Per.AGENT, text=text))
 
     def _subject(self, limit: Limit, agent: AgentPolicy | None, caller: Caller, model: str) -> str:
         owner = f"agent:{agent.name}" if agent else "fleet"
@@ -190,6 +194,19 @@ class Rights:
                 return f"team:{agent.team if agent and agent.team else _UNKNOWN}"
             case Per.FLEET:
                 return "fleet"
+
+    def _refuses_stranger(self, call: Call, caller: Caller) -> Decision | None:
+        """A caller that is none of the agents has no share: what it took of the fleet's limits would be somebody's."""
+        if self._parts or not self.policy.limits.fair_share:
+            return None
+        is_llm = isinstance(call, LLMCall)
+        shared = (limit for limit in self.policy.limits.fleet if limit.per is Per.FLEET and _counts(limit, is_llm=is_llm))
+        limit = next(shared, None)
+        if limit is None:
+            return None
+        sentence = f"{who(caller)} may not make {call.name!r}: it has no share of {limit.text or limit.rule.name} ({limit.rule})."
+        remedy = "Enter an agent of the policy, carry it into threads with `propagate`, or name one in instrument(agent=...)."
+        return deny(Reason.RATE if limit.is_rate else Reason.BUDGET, limit.rule, sentence, remedy)
 
     def _refuses_tool(self, call: ToolCall, caller: Caller) -> Decision | None:
         for agent in self.agents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.policy import grammar
@@ -17,11 +18,13 @@ from agentguard.policy.model import (
     Policy,
     Unbounded,
 )
+from agentguard.policy.shares import parts
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping
 
     from agentguard.policy.model import ExternalCalls, KeySource, Price, Resource
+    from agentguard.policy.shares import Part
 
 
 class Direction(StrEnum):
@@ -77,7 +80,7 @@ def _policies(old: Policy, new: Policy) -> Iterator[Change]:
 
 
 def _shares(old: Policy, new: Policy) -> Iterator[Change]:
-    """What becomes of each agent's share of the fleet's limits: by its own weight, and by those of all others."""
+    """What becomes of each agent's share of the fleet's limits: by its own words, and by those of all others."""
     if old.limits.fair_share != new.limits.fair_share:
         sentence = (
             "Each agent is held to its share of the fleet's limits."
@@ -86,15 +89,19 @@ def _shares(old: Policy, new: Policy) -> Iterator[Change]:
         )
         yield _either(not new.limits.fair_share, "limits.fair_share", sentence)
     elif new.limits.fair_share:
-        all_before, all_after = (sum(agent.share for agent in policy.agents) for policy in (old, new))
-        for agent in new.agents:
-            before = old.agent(agent.name)
-            if before is not None and before.share * all_after != agent.share * all_before:
-                sentence = (
-                    f"Its share of the fleet's limits is {agent.share} of {all_after}; it was {before.share} of {all_before}."
-                )
-                is_more = agent.share * all_before > before.share * all_after
-                yield _either(is_more, f"agents[{agent.name}].share", sentence)
+        before, after = (parts(policy.agents, {agent.name for agent in policy.agents}) for policy in (old, new))
+        for name, part in after.items():
+            if name in before and (change := _ratio(part) - _ratio(before[name])):
+                sentence = f"Its share of the fleet's limits is {_percent(part)}; it was {_percent(before[name])}."
+                yield _either(change > 0, f"agents[{name}].share", sentence)
+
+
+def _ratio(part: Part) -> Fraction:
+    return Fraction(*part.ratio)
+
+
+def _percent(part: Part) -> str:
+    return f"{float(100 * _ratio(part)):.4g}%"
 
 
 def _agents(name: str, old: AgentPolicy | None, new: AgentPolicy | None) -> Iterator[Change]:

@@ -19,6 +19,7 @@ from agentguard.policy.model import (
     Over,
     Per,
     Policy,
+    Share,
     Tools,
 )
 
@@ -68,7 +69,7 @@ def _agent(agent: AgentPolicy) -> dict[str, Any]:
     return _written(
         name=agent.name,
         team=agent.team,
-        share=_changed(agent.share, 1),
+        share=_share(agent.share),
         security={"api_keys": api_keys} if api_keys else None,
         external_calls=_external_calls(agent.external_calls) or None,
         llm=_llm(agent.llm) if agent.llm is not None else None,
@@ -76,6 +77,11 @@ def _agent(agent: AgentPolicy) -> dict[str, Any]:
         tools=_tools(agent.tools) or None,
         monitoring=_monitoring(agent.monitoring) or None,
     )
+
+
+def _share(share: Share) -> Any:
+    weight = _changed(share.weight, Share().weight)
+    return {"guarantee": grammar.write_part(share.guarantee), **_written(weight=weight)} if share.guarantee else weight
 
 
 def _api_keys(api_keys: ApiKeys) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import re
 from decimal import Decimal
 from typing import NamedTuple
 
-from agentguard.policy.model import NANOS_PER_USD, Limit, Unit, Window
+from agentguard.policy.model import MILLION, NANOS_PER_USD, Limit, Unit, Window
 
 MAX_AMOUNT = 2**53 - 1
 """The largest amount: what every store, Lua's numbers included, counts exactly."""
@@ -22,6 +22,7 @@ _CALL_RATE = re.compile(rf"(?P<count>{_NUMBER})[ _]+calls?[ _]+per[ _]+(?P<perio
 _DURATION = re.compile(r"(?P<digits>[0-9]{1,15}(?:\.[0-9]{1,9})?)(?P<unit>ms|s|m|h|d)")
 _RANGE = re.compile(r"(?P<low>[0-9]{1,15}(?:\.[0-9]{1,9})?) ?- ?(?P<high>[0-9]{1,15}(?:\.[0-9]{1,9})?)")
 _PERCENT = re.compile(r"([0-9]{1,3}) ?%")
+_PART = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?) ?%")
 
 _FACTORS = {"": 1, "k": 1_000, "m": 1_000_000}
 _UNITS = {"tokens": Unit.TOKENS, "calls": Unit.CALLS, "concurrent_calls": Unit.CONCURRENT_CALLS}
@@ -161,6 +162,24 @@ def read_percent(text: object) -> int:
     if match is None or not 1 <= int(match[1]) <= 100:
         raise ValueError(f'expected a percentage from "1%" to "100%", found {text!r}')
     return int(match[1])
+
+
+def read_part(text: object) -> int:
+    """Read `12.5%` into millionths.
+
+    Raises:
+        ValueError: It is no percentage above nothing and up to 100.
+    """
+    match = _PART.fullmatch(text.strip()) if isinstance(text, str) else None
+    part = int(Decimal(match[1]) * 10_000) if match else 0
+    if not 0 < part <= MILLION:
+        raise ValueError(f'expected a percentage from "0.0001%" to "100%", found {text!r}')
+    return part
+
+
+def write_part(millionths: int) -> str:
+    """Millionths as `read_part` reads them."""
+    return f"{_plain(millionths / 10_000)}%"
 
 
 def read_range(text: object) -> tuple[float, float]:

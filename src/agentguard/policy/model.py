@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 NANOS_PER_USD = 1_000_000_000
 """Money lives as integer nano-USD: a token of the cheapest model costs tens of them, 2**53 are nine million dollars."""
 
+MILLION = 1_000_000
+"""The whole of which a guarantee is a part."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -274,12 +277,30 @@ class Monitoring:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """An agent's part of the fleet's limits (`limits.fair_share`): nobody else takes it, and the agent takes no more.
+
+    Attributes:
+        guarantee: So many millionths of each limit, whoever joins.
+        weight: How much of the rest, which is guaranteed to nobody, against the weights of all.
+    """
+
+    guarantee: int = 0
+    weight: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guarantee <= MILLION or self.weight < 0 or not (self.guarantee or self.weight):
+            msg = f"a share is a guarantee, a weight or both, found {self.guarantee} millionths and a weight of {self.weight}"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentPolicy:
-    """What one agent may do. `share` weighs its part of the fleet's limits against that of others (`limits.fair_share`)."""
+    """What one agent may do."""
 
     name: str
     team: str | None = None
-    share: int = 1
+    share: Share = Share()
     api_keys: ApiKeys = ApiKeys()
     external_calls: ExternalCalls = ExternalCalls()
     llm: LLM | None = None
@@ -318,7 +339,7 @@ class Limits:
 
     Attributes:
         fleet: What all agents share.
-        fair_share: Whether of every limit `per: fleet` each agent has its share for itself, by weight, and takes no more.
+        fair_share: Whether of every limit `per: fleet` each agent has its share for itself, and takes no more.
         contention_wait_seconds: How long it waits for amounts that others hold.
         wait_seconds: How long it waits for a window to be over; 0: what is spent refuses at once.
     """
@@ -364,6 +385,12 @@ class Policy:
     limits: Limits = Limits()
     alerts: Alerts = Alerts()
     path: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        guaranteed = sum(agent.share.guarantee for agent in self.agents)
+        if guaranteed > MILLION:
+            msg = f"the guarantees of all agents together are at most a million millionths, found {guaranteed}"
+            raise ValueError(msg)
 
     # Bound in `agentguard.policy`: they import pydantic and yaml, which the model must not know.
     from_yaml: ClassVar[Callable[[str | bytes | os.PathLike[str]], Policy]]

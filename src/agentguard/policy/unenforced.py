@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agentguard.policy.model import Per, Share
+from agentguard.policy.shares import parts
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -20,6 +23,25 @@ def _of_policy(policy: Policy) -> Iterator[str]:
         yield "keys: secrets are not yet swapped for handles; agents still hold the keys themselves."
     if policy.alerts.channels or policy.alerts.routes:
         yield "alerts: alerts are not yet sent to channels; they go to the log and stderr."
+    yield from _of_shares(policy)
+
+
+def _of_shares(policy: Policy) -> Iterator[str]:
+    if not policy.limits.fair_share:
+        if any(agent.share != Share() for agent in policy.agents):
+            yield "limits.fair_share: shares are written and not kept; write `fair_share: true` under limits."
+        return
+    divided = [limit for limit in policy.limits.fleet if limit.per is Per.FLEET]
+    if not divided:
+        yield "limits.fair_share: limits.fleet has no limit per fleet, so there is nothing to share."
+    everybody = parts(policy.agents, {agent.name for agent in policy.agents})
+    for limit in divided:
+        without = sum(not part.of(limit.amount) for part in everybody.values())
+        if without:
+            yield (
+                f"{limit.rule.name}: {limit.text!r} is too little for {len(everybody)} agents; "
+                f"the share of {without} would be nothing: it is 1, while the fleet has any left."
+            )
 
 
 def _of_agent(agent: AgentPolicy, policy: Policy) -> Iterator[str]:

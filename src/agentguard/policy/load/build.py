@@ -22,6 +22,7 @@ from agentguard.policy.model import (
     Price,
     Resource,
     Rule,
+    Share,
     Tools,
     Window,
 )
@@ -29,7 +30,7 @@ from agentguard.policy.model import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from agentguard.policy.load.shape import DocumentShape, KeyShape, LimitFields, NamedAgentShape, PriceShape
+    from agentguard.policy.load.shape import DocumentShape, KeyShape, LimitFields, NamedAgentShape, PriceShape, ShareShape
     from agentguard.policy.load.yaml12 import Key, Place
 
 
@@ -117,7 +118,7 @@ def _agent(agent: NamedAgentShape, at: _Rules, name: str) -> AgentPolicy:
     return AgentPolicy(
         name=agent["name"],
         team=agent.get("team"),
-        share=agent.get("share", 1),
+        share=_share(agent.get("share", 1)),
         api_keys=_api_keys(agent, at),
         external_calls=_external_calls(agent, at),
         llm=_llm(agent, at),
@@ -129,6 +130,10 @@ def _agent(agent: NamedAgentShape, at: _Rules, name: str) -> AgentPolicy:
         monitoring=_monitoring(agent),
         rule=at.rule(name, ()),
     )
+
+
+def _share(share: int | ShareShape) -> Share:
+    return Share(weight=share) if isinstance(share, int) else Share(**share)
 
 
 def _api_keys(agent: NamedAgentShape, at: _Rules) -> ApiKeys:

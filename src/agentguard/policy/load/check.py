@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from agentguard.policy import grammar
 from agentguard.policy.load.shape import did_you_mean
 from agentguard.policy.load.yaml12 import Fault
+from agentguard.policy.model import MILLION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +28,7 @@ def cross_faults(document: dict[str, Any], places: Mapping[Key, Place]) -> Itera
     yield from _lacks_agents(document, places)
     yield from _repeated(agents, "agent", places)
     yield from _repeated(_named(document, "keys"), "key", places)
+    yield from _shares(document, places)
     for index, key in enumerate(_list(document.get("keys"))):
         yield from _strangers(_mapping(key).get("agents"), ("keys", index, "agents"), "agent", names, places)
     alerts = _mapping(document.get("alerts"))
@@ -46,6 +49,30 @@ def _lacks_agents(document: dict[str, Any], places: Mapping[Key, Place]) -> Iter
         yield Fault("names no agent: a policy needs 'agents' or 'agent_config'", (1, 1))
     if document.get("agents") == []:
         yield _fault("names no agent: a policy that names none refuses nobody", ("agents",), places)
+
+
+def _shares(document: dict[str, Any], places: Mapping[Key, Place]) -> Iterator[Fault]:
+    """Guarantees that all together cannot be kept, and agents to whom they leave nothing."""
+    common = _mapping(document.get("defaults")).get("share")
+    guaranteed = 0
+    of_the_rest: list[Key] = []
+    for index, agent in enumerate(_list(document.get("agents"))):
+        own = _mapping(agent).get("share", common)
+        share = {**_mapping(common), **own} if isinstance(own, dict) else {}
+        here = ("agents", index, "share")
+        try:
+            guaranteed += grammar.read_part(share["guarantee"]) if "guarantee" in share else 0
+        except ValueError:
+            return  # the shape tells it
+        if guaranteed > MILLION:
+            yield _fault(f"the guarantees up to here add up to {grammar.write_part(guaranteed)}", here, places)
+            return
+        if "guarantee" not in share:
+            of_the_rest.append(here)
+            if share.get("weight") == 0:
+                yield _fault("a share without a guarantee needs a weight above nothing", (*here, "weight"), places)
+    if guaranteed == MILLION:
+        yield from (_fault("the guarantees of others leave nothing for this share", here, places) for here in of_the_rest)
 
 
 def _named(document: dict[str, Any], section: str) -> Iterator[tuple[Key, str]]:

@@ -186,7 +186,8 @@ StoreURL = Annotated[str, _text_like(_store, "redis://redis:6379/0", "memory://"
 ChannelKind = Annotated[str, _read(_channel_kind, type="string", enum=list(CHANNELS))]
 Version = Annotated[int, _read(_version, const=1)]
 Days = Annotated[int, Ge(1), Le(36_500)]
-Share = Annotated[int, Ge(1), Le(1_000_000)]
+Part = Annotated[int, _text_like(grammar.read_part, "12.5%")]
+Weight = Annotated[int, Ge(1), Le(1_000_000)]
 Tokens = Annotated[int, Ge(1), Le(grammar.MAX_AMOUNT)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
@@ -233,6 +234,19 @@ class PriceShape(TypedDict, total=False):
     cache_read: Money
     cache_write: Money
 
+
+@_closed
+class ShareShape(TypedDict, total=False):
+    """An agent's part of the fleet's limits."""
+
+    guarantee: Part
+    weight: Annotated[int, Ge(0), Le(1_000_000)]
+
+
+Share = Annotated[
+    Annotated[Weight, Tag("|weight")] | Annotated[ShareShape, Tag("|share")],
+    Discriminator(lambda value: "|share" if isinstance(value, dict) else "|weight"),
+]
 
 UnknownPrice = Annotated[
     Annotated[str, _read(_deny, const="deny"), Tag("|deny")] | Annotated[PriceShape, Tag("|price")],
