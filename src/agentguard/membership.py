@@ -68,7 +68,7 @@ class Membership:
         with self._lock:
             if not self.has_joined:
                 self.has_joined = True
-                self._watch = self._store.watch_isolations(self._hear)
+                self._watch = self._store.watch_isolations(self._hear, self._hear_of)
 
     def look(self) -> None:
         """Read who is isolated, act on it, and say so.
@@ -79,8 +79,7 @@ class Membership:
         with self._lock:
             if self._is_reminding:  # a store in this process tells us of what we are just telling it
                 return
-            epoch = self._store.epoch()  # read first, so that the isolations are at least as new
-            isolations = {one.subject: one for one in self._store.isolations()}
+            epoch, isolations = self._read()
             if epoch < self._epoch:
                 epoch, isolations = self._remind(isolations)
             is_news = epoch != self._epoch
@@ -149,6 +148,12 @@ class Membership:
         except StoreUnavailable as error:  # what is known stays in force; the store is looked at again every second
             logger.warning("agentguard: an isolation may have been made and could not be read: %s", error)
 
+    def _hear_of(self, epoch: int, isolation: Isolation) -> None:
+        """Act on an isolation that a message tells of: to read it takes longer, and is done next."""
+        with self._lock:
+            if epoch > self._epoch and not self._is_reminding:
+                self._act({**self._known, isolation.subject: isolation})
+
     def _remind(self, isolations: dict[str, Isolation]) -> tuple[int, dict[str, Isolation]]:
         """Isolate again whom the store has forgotten: it has lost what it was told, and nobody was restored by that."""
         self._is_reminding = True
@@ -159,7 +164,11 @@ class Membership:
                 self._store.isolate(lost, on=True, by=was.by, why=was.why)
         finally:
             self._is_reminding = False
-        return self._store.epoch(), {one.subject: one for one in self._store.isolations()}
+        return self._read()
+
+    def _read(self) -> tuple[int, dict[str, Isolation]]:
+        epoch, isolations = self._store.dated_isolations()
+        return epoch, {one.subject: one for one in isolations}
 
 
 @functools.cache

@@ -192,6 +192,9 @@ class Store(Protocol):
     def isolations(self) -> Sequence[Isolation]:
         """The subjects that are isolated now, oldest first."""
 
+    def dated_isolations(self) -> tuple[int, Sequence[Isolation]]:
+        """The epoch and `isolations`, in one look. They are of that epoch or newer."""
+
     def epoch(self) -> int:
         """The number of changes by `isolate` so far: a cheap look whether there is something new.
 
@@ -204,12 +207,19 @@ class Store(Protocol):
         It may be called without a change, and from any thread; it must not raise.
         """
 
-    def watch_isolations(self, on_change: Callable[[], None]) -> Closeable:
+    def watch_isolations(
+        self, on_change: Callable[[], None], on_isolated: Callable[[int, Isolation], None] | None = None
+    ) -> Closeable:
         """Call `on_change` after isolations only, by whatever process: pushed, so that it takes milliseconds and idles for free.
 
         Every process listens all the time, so a settlement must not call it. What a broken subscription has missed is found
         within 50 ms: the epoch is looked at when the subscription stands again, and every now and then.
         It may be called without a change, and from any thread; it must not raise.
+
+        Args:
+            on_change: Reads who is isolated.
+            on_isolated: Called ahead of it, with the epoch and the isolation, by a store whose messages say them. It may be late
+                or false: it says nothing to whoever knows that epoch, and holds only until `on_change` has read.
         """
 
     def beat(self, member: Member) -> None:

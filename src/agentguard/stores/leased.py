@@ -91,7 +91,7 @@ class LeasedStore:
         self._isolated: frozenset[str] = _UNKNOWN
         self._crossed: list[Crossed] = []
         self._recalled: dict[str, float] = {}
-        self._watchers = Watchers()
+        self._watchers: Watchers[[]] = Watchers()
         self._listening: tuple[Closeable, ...] = ()
         self._is_at_rest = False
         self._await_store: Callable[[Reserve], Awaitable[Granted | Refused]] | None = getattr(store, "areserve", None)
@@ -610,9 +610,11 @@ class LeasedStore:
         """Call `on_change` after settlements and isolations, here and wherever the store is used."""
         return Together(self._watchers.add(on_change), self._store.watch(on_change))
 
-    def watch_isolations(self, on_change: Callable[[], None]) -> Closeable:
+    def watch_isolations(
+        self, on_change: Callable[[], None], on_isolated: Callable[[int, Isolation], None] | None = None
+    ) -> Closeable:
         """Call `on_change` after isolations only."""
-        return self._store.watch_isolations(on_change)
+        return self._store.watch_isolations(on_change, on_isolated)
 
     def beat(self, member: Member) -> None:
         """Write down how this process describes itself."""

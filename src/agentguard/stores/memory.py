@@ -48,8 +48,8 @@ class MemoryStore:
         self._open: dict[str, tuple[Granted, list[Item]]] = {}
         self._isolated: dict[str, Isolation] = {}
         self._epoch = 0
-        self._watchers = Watchers()
-        self._listeners = Watchers()
+        self._watchers: Watchers[[]] = Watchers()
+        self._listeners: Watchers[[]] = Watchers()
         self._recalls = Recalls()
         self._members: dict[str, Member] = {}
         self._is_at_rest = False
@@ -144,6 +144,10 @@ class MemoryStore:
         with self._lock:
             return sorted(self._isolated.values(), key=lambda isolation: (isolation.at, isolation.subject))
 
+    def dated_isolations(self) -> tuple[int, Sequence[Isolation]]:
+        """The epoch and `isolations`."""
+        return self.epoch(), self.isolations()
+
     def epoch(self) -> int:
         """The number of changes by `isolate` so far."""
         return self._epoch
@@ -152,7 +156,9 @@ class MemoryStore:
         """Call `on_change` after settlements and isolations."""
         return self._watchers.add(on_change)
 
-    def watch_isolations(self, on_change: Callable[[], None]) -> Closeable:
+    def watch_isolations(
+        self, on_change: Callable[[], None], on_isolated: Callable[[int, Isolation], None] | None = None
+    ) -> Closeable:
         """Call `on_change` after isolations, in the thread that isolates."""
         return self._listeners.add(on_change)
 
@@ -198,7 +204,7 @@ class MemoryStore:
 
     def recall(self, keys: Sequence[str]) -> None:
         """Ask whoever holds slices of rows to give them back: at once, in this thread."""
-        self._recalls.tell(keys)
+        self._recalls.announce(keys)
 
     def watch_recalls(self, on_recall: Callable[[Sequence[str]], None]) -> Closeable:
         """Call `on_recall` when slices are asked for, in the thread that asks."""

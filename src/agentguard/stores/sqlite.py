@@ -99,9 +99,9 @@ class SqliteStore:
         self._me = Holder.of_this_process()
         self._name = str(self._me)
         self._prune_at = 0.0
-        self._watchers = Watchers()
+        self._watchers: Watchers[[]] = Watchers()
         self._poller: threading.Thread | None = None
-        self._listeners = Watchers()
+        self._listeners: Watchers[[]] = Watchers()
         self._wanted = Recalls()
         self._listener: threading.Thread | None = None
         self._database.run(_look)
@@ -158,8 +158,11 @@ class SqliteStore:
 
     def isolations(self) -> Sequence[Isolation]:
         """The subjects that are isolated now, oldest first."""
-        select = "SELECT subject, by, why, at FROM isolations ORDER BY at, subject"
-        return self._reader.look(lambda db: [Isolation(*row) for row in db.execute(select)])
+        return self._reader.look(_isolations)
+
+    def dated_isolations(self) -> tuple[int, Sequence[Isolation]]:
+        """The epoch and `isolations`, of one moment."""
+        return self._reader.look(lambda db: (_epoch(db), _isolations(db)))
 
     def epoch(self) -> int:
         """The number of changes by `isolate` so far."""
@@ -171,7 +174,9 @@ class SqliteStore:
         self._start_polling()
         return watch
 
-    def watch_isolations(self, on_change: Callable[[], None]) -> Closeable:
+    def watch_isolations(
+        self, on_change: Callable[[], None], on_isolated: Callable[[int, Isolation], None] | None = None
+    ) -> Closeable:
         """Call `on_change` after isolations: whoever isolates rings a bell of this process."""
         watch = self._listeners.add(on_change)
         self._start_listening()
@@ -487,12 +492,16 @@ class SqliteStore:
             if epoch != known and ISOLATION not in rung:
                 self._listeners.announce()
             if wanted:
-                self._wanted.tell(wanted)
+                self._wanted.announce(wanted)
 
 
 def _epoch(db: sqlite3.Connection) -> int:
     (epoch,) = db.execute("SELECT epoch FROM control").fetchone()
     return int(epoch)
+
+
+def _isolations(db: sqlite3.Connection) -> list[Isolation]:
+    return [Isolation(*row) for row in db.execute("SELECT subject, by, why, at FROM isolations ORDER BY at, subject")]
 
 
 def _look(db: sqlite3.Connection) -> None:

@@ -198,9 +198,11 @@ class Standby:
         """Call `on_change` after settlements and isolations."""
         return self._store.watch(on_change)
 
-    def watch_isolations(self, on_change: Callable[[], None]) -> Closeable:
+    def watch_isolations(
+        self, on_change: Callable[[], None], on_isolated: Callable[[int, Isolation], None] | None = None
+    ) -> Closeable:
         """Call `on_change` after isolations."""
-        return self._store.watch_isolations(on_change)
+        return self._store.watch_isolations(on_change, on_isolated)
 
     def beat(self, member: Member) -> None:
         """Write down how this process describes itself."""

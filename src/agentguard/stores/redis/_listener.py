@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -13,6 +14,7 @@ import redis
 from agentguard.context import own_traffic
 from agentguard.errors import StoreUnavailable
 from agentguard.stores._watchers import Watchers
+from agentguard.stores.redis._link import SILENCE
 from agentguard.stores.redis._urls import open_client
 
 if TYPE_CHECKING:
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from agentguard.stores.redis._link import Link
 
 _LOOK_SECONDS = 1.0
-_RETRY_SECONDS = (0.005, 0.25)
+_RETRY_SECONDS = 0.005
+_MOST_RETRY_SECONDS = 0.25
+
+logger: logging.Logger = logging.getLogger("agentguard")
 
 
 class Listener:
@@ -35,7 +40,7 @@ class Listener:
         link: The way to the server.
         channel: What to listen to.
         look: Reads the number; None when there is none.
-        hear: Told of each message in place of the watchers.
+        hear: Told of each message ahead of the watchers. Whatever somebody has published: it is not to be trusted.
     """
 
     def __init__(
@@ -45,15 +50,16 @@ class Listener:
         look: Callable[[], object] | None = None,
         hear: Callable[[bytes], None] | None = None,
     ) -> None:
-        self.watchers: Watchers = Watchers()
+        self.watchers: Watchers[[]] = Watchers()
         self._hear = hear
         self._link = link
         self.channel: str = channel
         self._look = look
         self._thread: threading.Thread | None = None
         self._is_closed = False
+        self._wait = _RETRY_SECONDS
 
-    def add(self, on_change: Callable[[], None]) -> Watch:
+    def add(self, on_change: Callable[[], None]) -> Watch[[]]:
         """Tell `on_change` from now on."""
         watch = self.watchers.add(on_change)
         self._start()
@@ -72,20 +78,20 @@ class Listener:
 
     def _start(self) -> None:
         with self.watchers.lock:
+            self._is_closed = False
             if self._thread is None:
-                self._is_closed = False
                 self._thread = threading.Thread(target=self._run, name="agentguard-store-listen", daemon=True)
                 self._thread.start()
 
     def _run(self) -> None:
-        wait, longest = _RETRY_SECONDS
         while not self._is_done():
             try:
                 self._listen()
-                wait, longest = _RETRY_SECONDS
-            except (redis.RedisError, OSError, StoreUnavailable):
-                time.sleep(wait)
-                wait = min(2 * wait, longest)
+            except (redis.RedisError, *SILENCE, StoreUnavailable):
+                self._pause()
+            except Exception:  # it goes on listening: whatever it is, this process would hear of no isolation
+                logger.exception("agentguard: what the store says was not understood")
+                self._pause()
 
     def _listen(self) -> None:
         # A client of its own: whoever closes the store's does not tear the connection from under this thread.
@@ -100,16 +106,20 @@ class Listener:
                 with own_traffic():
                     message = subscription.get_message(timeout=seconds)
                 if message is not None:
+                    self._wait = _RETRY_SECONDS
                     self._tell(message["data"])
                 elif self._look is not None and (number := self._look()) != seen:
                     seen = number
                     self.watchers.announce()
 
     def _tell(self, said: object) -> None:
-        if self._hear is None:
-            self.watchers.announce()
-        elif isinstance(said, bytes):  # else it is the number of channels: the subscription has begun to stand
+        if self._hear is not None and isinstance(said, bytes):  # else the subscription has begun to stand
             self._hear(said)
+        self.watchers.announce()
+
+    def _pause(self) -> None:
+        time.sleep(self._wait)
+        self._wait = min(2 * self._wait, _MOST_RETRY_SECONDS)
 
     def _is_done(self) -> bool:
         with self.watchers.lock:

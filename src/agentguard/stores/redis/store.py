@@ -16,6 +16,7 @@ import os
 import struct
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
@@ -24,8 +25,7 @@ from agentguard.errors import PolicyError, Problem
 from agentguard.policy.model import Per
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._holder import Holder
-from agentguard.stores._recalls import Recalls
-from agentguard.stores._watchers import Together
+from agentguard.stores._watchers import Together, Watchers
 from agentguard.stores.base import (
     FORGET_MEMBER_SECONDS,
     GRANTED,
@@ -120,9 +120,10 @@ class RedisStore:
         self._generation = ""
         self._prune_at = 0.0
         self._settled = Listener(self._link, self._settlements)
-        self._steered = Listener(self._link, self._changes, self.epoch)
-        self._recalls = Recalls()
-        self._recalled = Listener(self._link, f"{prefix}recalls", hear=lambda said: self._recalls.tell(json.loads(said)))
+        self._isolating: Watchers[[int, Isolation]] = Watchers()
+        self._steered = Listener(self._link, self._changes, self.epoch, self._hear_of_isolation)
+        self._recalls: Watchers[[Sequence[str]]] = Watchers()
+        self._recalled = Listener(self._link, f"{prefix}recalls", hear=self._hear_of_recall)
         self._orphans: set[asyncio.Task[Any]] = set()
         survive_forks(self)
 
@@ -300,7 +301,8 @@ class RedisStore:
     def dated_isolations(self) -> tuple[int, Sequence[Isolation]]:
         """The epoch and `isolations`, of one moment."""
         epoch, found = self._link.run("isolations", [self._state], [self._control, self._isolated])
-        isolations = [_isolation(subject.decode(), *json.loads(said)) for subject, said in zip(found[::2], found[1::2], strict=True)]
+        pairs = zip(found[::2], found[1::2], strict=True)
+        isolations = [_isolation(subject.decode(), *json.loads(said)) for subject, said in pairs]
         return epoch, sorted(isolations, key=lambda isolation: (isolation.at, isolation.subject))
 
     def epoch(self) -> int:
@@ -312,9 +314,13 @@ class RedisStore:
         """Call `on_change` after settlements and isolations."""
         return Together(self._settled.add(on_change), self._steered.add(on_change))
 
-    def watch_isolations(self, on_change: Callable[[], None]) -> Closeable:
-        """Call `on_change` after isolations."""
-        return self._steered.add(on_change)
+    def watch_isolations(
+        self, on_change: Callable[[], None], on_isolated: Callable[[int, Isolation], None] | None = None
+    ) -> Closeable:
+        """Call `on_isolated` with what a message says of an isolation, and `on_change` after it."""
+        if on_isolated is None:
+            return self._steered.add(on_change)
+        return Together(self._isolating.add(on_isolated), self._steered.add(on_change))
 
     # --- the processes ----------------------------------------------------------------------------------------------
 
@@ -386,8 +392,20 @@ class RedisStore:
         self._own.clear()
         self._settled.restart()
         self._steered.restart()
+        self._isolating.lock = threading.Lock()
         self._recalls.lock = threading.Lock()
         self._recalled.restart()
+
+    # --- what is said to all ----------------------------------------------------------------------------------------
+
+    def _hear_of_isolation(self, said: bytes) -> None:
+        with suppress(ValueError, TypeError):  # a restored subject, or not ours: what is true is read all the same
+            epoch, subject, by, why, at = json.loads(said)
+            self._isolating.announce(int(epoch), _isolation(subject, by, why, at))
+
+    def _hear_of_recall(self, said: bytes) -> None:
+        with suppress(ValueError, TypeError):
+            self._recalls.announce([str(key) for key in json.loads(said)])
 
     # --- asking and reading answers ---------------------------------------------------------------------------------
 
