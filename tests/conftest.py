@@ -107,7 +107,7 @@ class Guarded:
     def is_settled(self) -> bool:
         return not self.guard._open
 
-    def settle(self, seconds: float = 5.0) -> None:
+    def settle(self, seconds: float = 30.0) -> None:
         """Wait until every call is settled and told."""
         deadline = time.monotonic() + seconds
         while not self.is_settled and time.monotonic() < deadline:
@@ -118,7 +118,7 @@ class Guarded:
 
     def told(self, kind: type[Any]) -> list[Any]:
         """The events of a kind, oldest first."""
-        self.guard.flush()
+        self.guard.flush(30)
         return [event for event in self.events if type(event) is kind]
 
     def spent(self, unit: str = "tokens", subject: str | None = None) -> int:

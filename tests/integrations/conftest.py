@@ -47,8 +47,8 @@ class Guarded:
 
     def catch_up(self) -> None:
         """Wait until every call that has ended is charged and told: the worker may have one in hand."""
-        for _ in range(200):
-            self.guard.flush()
+        for _ in range(3000):
+            self.guard.flush(30)
             told = [type(event) for event in self.events]
             is_open = [admitted for admitted in list(self.guard._open.values()) if admitted.is_open]
             if told.count(CallAdmitted) == told.count(CallSettled) + len(is_open):

@@ -97,7 +97,7 @@ class Collector:
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Wait until what was sent has come through."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < deadline, [request.path for request in self._backend.requests]
             time.sleep(0.05)
@@ -146,7 +146,7 @@ def _free_port() -> int:
 
 
 def _wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 0.2).close()

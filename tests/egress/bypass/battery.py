@@ -39,7 +39,7 @@ MODES = {
     "inside": '`instrument(egress="kernel")`',
     "docker": "`agentguard run --egress kernel` under Docker's default profile",
 }
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 SETTLE_SECONDS = 0.1
 ECHO_SECONDS = 5.0
 
