@@ -283,7 +283,7 @@ def test_the_off_switch_is_loud(shell, script, policy):
     assert "nothing is guarded" in done.stderr
 
 
-def test_ctrl_c_ends_the_program_as_it_would_without_us(script, policy):
+def test_ctrl_c_ends_the_program_as_it_would_without_us(script, policy, ctrl_c):
     script("import time\nprint('started', flush=True)\ntime.sleep(60)\n")
     process = subprocess.Popen(
         [sys.executable, "-m", "agentguard.cli", "run", "app.py"],
@@ -295,7 +295,7 @@ def test_ctrl_c_ends_the_program_as_it_would_without_us(script, policy):
     time.sleep(0.2)
 
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
 
     assert process.returncode == 130
     assert errors.rstrip().endswith("KeyboardInterrupt")

@@ -111,7 +111,7 @@ def test_every_kind_of_record_has_its_words():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_following_goes_on_until_ctrl_c(folder):
+def test_following_goes_on_until_ctrl_c(folder, ctrl_c):
     follower = subprocess.Popen(
         [sys.executable, "-m", "agentguard.cli", "tail", "-f", "--denied"],
         stdout=subprocess.PIPE,
@@ -127,7 +127,7 @@ def test_following_goes_on_until_ctrl_c(folder):
         line = follower.stdout.readline()
 
     follower.send_signal(signal.SIGINT)
-    _, errors = follower.communicate(timeout=20)
+    _, errors = follower.communicate(timeout=60)
 
     assert "DENY" in line
     assert follower.returncode == 0
