@@ -86,8 +86,8 @@ def programs(session: nox.Session, folder: str, pattern: str) -> list[str]:
 
 @nox.session(python=OLDEST)
 def demo(session: nox.Session) -> None:
-    """Run a guarded agent on bundled fakes: no key, no Docker, no Redis, no internet."""
-    session.install(".[openai,anthropic]")
+    """Run a guarded agent on bundled fakes: no key, no Docker, no internet. One act is left out where no redis-server is."""
+    session.install(".[openai,anthropic,redis]")
     session.run("agentguard", "demo", *session.posargs)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +18,8 @@ from agentguard.demo.acts import ACTS
 from agentguard.demo.names import resolving
 from agentguard.testing import Recorder
 
-CLAIMS = 14
-CLAIMS_OF_THE_CONTROL = 8
+CLAIMS = 19
+CLAIMS_OF_THE_CONTROL = 11
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,7 @@ def demo(tmp_path_factory):
     return run
 
 
+@pytest.mark.needs("redis-server")
 def test_with_the_guard_every_claim_holds(demo):
     ran = demo("--json")
 
@@ -43,8 +47,10 @@ def test_with_the_guard_every_claim_holds(demo):
     assert [fact for fact in report["facts"] if not fact["holds"]] == []
     assert (ran.returncode, report["ok"], report["mode"], len(report["facts"])) == (0, True, "guard", CLAIMS)
     assert {fact["act"] for fact in report["facts"]} == {act.name for act in ACTS}
+    assert any("4 cut, 4 of 4 confirm" in fact["measured"] for fact in report["facts"])
 
 
+@pytest.mark.needs("redis-server")
 def test_without_the_guard_no_claim_holds_and_that_is_a_success(demo):
     ran = demo("--json", "--no-guard")
 
@@ -55,6 +61,8 @@ def test_without_the_guard_no_claim_holds_and_that_is_a_success(demo):
     assert measured["the attacker receives nothing"] == "8 requests"
     assert measured["five ways out, and a child process"] == "6 of 6 reach it"
     assert measured["50 threads, budget for 10 calls"] == "50 served, 0 refused"
+    assert measured["52 calls of 4 processes, room for 10"] == "52 arrived, 0 refused"
+    assert measured["no further call arrives"] == "4 of 4 arrived"
 
 
 @pytest.mark.parametrize(("columns", "mode"), [(80, []), (120, []), (80, ["--no-guard"])])
@@ -86,6 +94,26 @@ def test_settings_of_the_user_do_not_change_what_is_shown(demo):
     ran = demo("--json", "--act", "race", AGENTGUARD_MODE="report", AGENTGUARD_AGENT="somebody", http_proxy="http://127.0.0.1:9")
 
     assert ran.returncode == 0
+
+
+def test_without_a_redis_server_an_act_is_left_out_and_says_how_to_get_one(demo):
+    ran = demo("--act", "fleet", PATH="/nowhere")
+
+    assert "apt install redis-server" in ran.stdout
+    assert (ran.returncode, "Nothing was measured." in ran.stdout, ran.stderr) == (1, True, "")
+
+
+@pytest.mark.needs("redis-server")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_demo_that_is_killed_leaves_no_process_behind(tmp_path):
+    command = [sys.executable, "-m", "agentguard.cli", "demo", "--fast", "--act", "fleet"]
+    running = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL)
+    wait_until(lambda: len(processes_in(tmp_path)) >= 7)  # a Redis and the shell that holds it, a program and its four forks
+
+    running.kill()
+    running.wait()
+
+    wait_until(lambda: not processes_in(tmp_path))
 
 
 def test_otlp_sends_traces_and_not_the_secret(demo):
@@ -123,6 +151,23 @@ def test_the_names_of_the_demo_end_with_it():
 
     assert found == ("127.0.0.2", 80)
     assert socket.getaddrinfo is system
+
+
+def processes_in(folder):
+    """The processes that work in a folder, or were started with a file of it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(folder) in (process / "cmdline").read_text() + str((process / "cwd").readlink()):
+                found.append(process.name)
+    return found
+
+
+def wait_until(is_so, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def ways_out():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agentguard.demo.screen import Screen
 
 _WIDEST = 120
-_ACTS = ("traffic", "exfiltrate", "race", "stream-cut", "ways-out")
+_ACTS = ("traffic", "exfiltrate", "race", "stream-cut", "ways-out", "fleet")
 
 
 @click.command(cls=Command)

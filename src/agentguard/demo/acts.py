@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agentguard.demo.exfiltrate import exfiltrate
+from agentguard.demo.fleet import fleet
 from agentguard.demo.race import race
 from agentguard.demo.stream_cut import stream_cut
 from agentguard.demo.traffic import traffic
@@ -41,4 +42,5 @@ ACTS = (
     Act("race", race, "Fifty threads, then fifty asyncio tasks; the budget has room for ten calls.", folds=True),
     Act("stream-cut", stream_cut, "A provider ignores max_tokens; then a reader leaves a stream early."),
     Act("ways-out", ways_out, "A program tries five ways out, and a child process. The kernel holds it."),
+    Act("fleet", fleet, "Four processes share a budget for ten calls; then a command stops all four.", folds=True),
 )

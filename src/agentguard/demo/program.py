@@ -68,6 +68,8 @@ class Report:
         """What it comes to, in a sentence."""
         held, all_of_them = sum(fact.holds for fact in self.facts), len(self.facts)
         took = f"{self.seconds:.1f} s"
+        if not self.facts:
+            return f"Nothing was measured. ({took})"
         if self.is_guarded:
             return (
                 f"All {all_of_them} claims hold. ({took})"
@@ -114,7 +116,8 @@ def run(screen: Screen, *, guard: bool = True, fast: bool = False, otlp: str | N
         state = undo.enter_context(tempfile.TemporaryDirectory(prefix="agentguard-demo-", ignore_cleanup_errors=True))
         undo.enter_context(plain_environment({"AGENTGUARD_STATE_DIR": state, **(_otlp_settings(otlp) if otlp else {})}))
         tape = Tape(screen.line)
-        stage = undo.enter_context(Stage(tape, 0.0 if fast else _PACE_SECONDS, Path(state), None if guard else screen.line))
+        pace = 0.0 if fast else _PACE_SECONDS
+        stage = undo.enter_context(Stage(tape, pace, Path(state), screen.end_of_scene, None if guard else screen.line))
         policy = demo_policy()
         screen.opening(_title(guard=guard), _notes(stage, policy if guard else None))
         if guard:
@@ -134,7 +137,6 @@ def _play(act: Act, number: int, stage: Stage, screen: Screen, *, is_guarded: bo
     screen.act(number, act)
     facts = act.play(stage)
     stage.clear()
-    screen.end_of_act()
     return [fact for fact in facts if is_guarded or not fact.is_about_guard]
 
 

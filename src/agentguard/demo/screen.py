@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from agentguard.demo.acts import Act
+    from agentguard.demo.fact import Fact
     from agentguard.demo.program import Report
     from agentguard.demo.tape import Line
 
@@ -37,8 +38,8 @@ class Screen(Protocol):
     def line(self, line: Line) -> None:
         """Something has happened. Called from any thread."""
 
-    def end_of_act(self) -> None:
-        """All of its lines have been told."""
+    def end_of_scene(self) -> None:
+        """All of its lines have been told. An act has one scene or more."""
 
     def closing(self, report: Report) -> None:
         """After the last act."""
@@ -56,7 +57,7 @@ class Silent:
     def line(self, line: Line) -> None:
         """Nothing."""
 
-    def end_of_act(self) -> None:
+    def end_of_scene(self) -> None:
         """Nothing."""
 
     def closing(self, report: Report) -> None:
@@ -94,7 +95,7 @@ class Terminal:
         self._print("", Rule(heading, align="left", style="dim"), Text(act.says, "italic"))
 
     def line(self, line: Line) -> None:
-        """Print a line, or keep it until the end of an act that folds."""
+        """Print a line, or keep it until the end of a scene of an act that folds."""
         with self._lock:
             if self._folds:
                 key = (line.agent, line.verb, line.target, line.decision)
@@ -102,22 +103,17 @@ class Terminal:
             else:
                 self._show(line)
 
-    def end_of_act(self) -> None:
+    def end_of_scene(self) -> None:
         """Print the lines that were folded, each with its number."""
         with self._lock:
-            for lines in self._folded.values():
-                self._show(_folded(lines))
+            for line in sorted(map(_folded, self._folded.values())):
+                self._show(line)
             self._folded.clear()
 
     def closing(self, report: Report) -> None:
         """Print what was measured, and what it comes to."""
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-        table.add_column("claim")
-        table.add_column("measured (servers' own logs)")
-        table.add_column("holds")
-        for fact in report.facts:
-            table.add_row(Text(fact.claim), Text(fact.measured), Text("yes", "green") if fact.holds else Text("NO", "bold red"))
-        self._print("", Rule(style="dim"), table, "", Text(report.verdict, "bold" if report.ok else "bold red"), *report.hints)
+        table = [_table(report.facts), ""] if report.facts else []
+        self._print("", Rule(style="dim"), *table, Text(report.verdict, "bold" if report.ok else "bold red"), *report.hints)
 
     def _show(self, line: Line) -> None:
         self._console.print(self._row(line), soft_wrap=True)
@@ -147,6 +143,16 @@ class Terminal:
     def _print(self, *parts: RenderableType) -> None:
         with self._lock:
             self._console.print(Group(*parts))
+
+
+def _table(facts: list[Fact]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("claim")
+    table.add_column("measured (servers' own logs)")
+    table.add_column("holds")
+    for fact in facts:
+        table.add_row(Text(fact.claim), Text(fact.measured), Text("yes", "green") if fact.holds else Text("NO", "bold red"))
+    return table
 
 
 def _fit(text: str, width: int) -> str:

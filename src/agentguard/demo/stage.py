@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 SECRET = "sk-live-DEMO-7f3a9c-this-must-not-leave"
 """What the attacker is after. It opens nothing."""
 
-_KEY = "sk-demo-opens-nothing"
+KEY = "sk-demo-opens-nothing"
+"""What the clients show to the provider."""
 
 
 class Stage:
@@ -37,7 +38,8 @@ class Stage:
         tape: What the guard tells; empty when there is no guard.
         pace: Seconds of rest between two steps, so that a spectator can follow.
         folder: Where the stage may write files.
-        arrived: Called with what the servers have received, when their logs are cleared; None where the guard tells.
+        end_of_scene: Called when everything that belongs together has been told.
+        arrived: Called with what the servers have received, at the end of a scene; None where the guard tells.
 
     Attributes:
         is_guarded: False for the control.
@@ -46,11 +48,19 @@ class Stage:
         attacker: `paste.evil.test`, which records whatever arrives.
     """
 
-    def __init__(self, tape: Tape, pace: float, folder: Path, arrived: Callable[[Line], None] | None = None) -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        pace: float,
+        folder: Path,
+        end_of_scene: Callable[[], None],
+        arrived: Callable[[Line], None] | None = None,
+    ) -> None:
         self.tape: Tape = tape
         self.folder: Path = folder
         self.is_guarded: bool = arrived is None
         self._pace = pace
+        self._end_of_scene = end_of_scene
         self._arrived = arrived
         self._open = ExitStack()
         self.provider: Provider = self._open.enter_context(Provider())
@@ -85,19 +95,19 @@ class Stage:
         """The published client, pointed at the provider."""
         import openai
 
-        return openai.OpenAI(base_url=self.llm_url("/v1"), api_key=_KEY)
+        return openai.OpenAI(base_url=self.llm_url("/v1"), api_key=KEY)
 
     def async_openai_client(self) -> openai.AsyncOpenAI:
         """The same, for asyncio."""
         import openai
 
-        return openai.AsyncOpenAI(base_url=self.llm_url("/v1"), api_key=_KEY)
+        return openai.AsyncOpenAI(base_url=self.llm_url("/v1"), api_key=KEY)
 
     def anthropic_client(self) -> anthropic.Anthropic:
         """The published client, pointed at the provider."""
         import anthropic
 
-        return anthropic.Anthropic(base_url=self.llm_url(), api_key=_KEY)
+        return anthropic.Anthropic(base_url=self.llm_url(), api_key=KEY)
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -112,13 +122,14 @@ class Stage:
             guard.flush()
 
     def clear(self) -> None:
-        """Start what comes next with empty logs."""
+        """End a scene: what comes next starts with empty logs."""
         self.settle()
         servers = {"llm.demo.test": self.provider, "kb.demo.test": self.kb, "paste.evil.test": self.attacker}
         arrivals = [arrival(name, request) for name, server in servers.items() for request in server.requests]
         if self._arrived is not None:
             for line in sorted(arrivals):
                 self._arrived(line)
+        self._end_of_scene()
         for server in servers.values():
             server.clear()
         self.tape.clear()

@@ -1,0 +1,99 @@
+"""The processes of act 6, as the stage sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from agentguard.context import own_traffic
+from agentguard.demo import member
+from agentguard.demo.tape import Line
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from agentguard.demo.stage import Stage
+
+_SECONDS = 60.0
+_SECONDS_TO_LEAVE = 5.0
+
+
+class Crew:
+    """Processes that do what they are asked, all at the same time. They end with its `with` block, and with this process.
+
+    Args:
+        stage: Where they play.
+        size: How many.
+        policy: The policy of their guards; None for none.
+    """
+
+    def __init__(self, stage: Stage, size: int, policy: Path | None) -> None:
+        self._words: list[queue.SimpleQueue[dict[str, Any]]] = [queue.SimpleQueue() for _ in range(size)]
+        self._stage = stage
+        pairs = [socket.socketpair() for _ in range(size)]
+        self._channels = [ours for ours, _ in pairs]
+        self._program = self._start(policy, [theirs for _, theirs in pairs])
+        for channel, words in zip(self._channels, self._words, strict=True):
+            threading.Thread(target=self._listen, args=[channel, words], daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for channel in self._channels:
+            with channel, contextlib.suppress(OSError):
+                channel.shutdown(socket.SHUT_RDWR)
+        try:
+            self._program.wait(_SECONDS_TO_LEAVE)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._program.pid, signal.SIGKILL)
+            self._program.wait()
+
+    def ask(self, deed: str, of: int | None = None) -> int:
+        """Have every process do it, or the first few, and wait for all of them. How often they were refused."""
+        for channel in self._channels[:of]:
+            channel.sendall(f"{deed}\n".encode())
+        return sum(word["refused"] for word in self.hear(of))
+
+    def hear(self, of: int | None = None) -> list[dict[str, Any]]:
+        """The next word of every process, or of the first few."""
+        deadline = time.monotonic() + _SECONDS
+        return [self._next(words, deadline) for words in self._words[:of]]
+
+    def _next(self, words: queue.SimpleQueue[dict[str, Any]], deadline: float) -> dict[str, Any]:
+        word: dict[str, Any] = {}
+        with contextlib.suppress(queue.Empty):
+            word = words.get(timeout=max(deadline - time.monotonic(), 0.0))
+        if not word:
+            raise RuntimeError("a process of the demo's fleet has ended, or says nothing; what it met stands above")
+        return word
+
+    def _start(self, policy: Path | None, theirs: list[socket.socket]) -> subprocess.Popen[bytes]:
+        numbers = [channel.fileno() for channel in theirs]
+        stage = self._stage
+        arguments = [stage.llm_url("/v1"), stage.provider.host, str(policy or ""), *map(str, numbers)]
+        command = [sys.executable, "-P", str(Path(member.__file__)), *arguments]
+        with own_traffic(), contextlib.ExitStack() as undo:  # the stage's own hand, not an agent's child
+            for channel in theirs:
+                undo.enter_context(channel)
+            # A session of its own: Ctrl-C ends the demo, which ends them.
+            return subprocess.Popen(command, pass_fds=numbers, start_new_session=True)  # noqa: S603 - as written above
+
+    def _listen(self, channel: socket.socket, words: queue.SimpleQueue[dict[str, Any]]) -> None:
+        with contextlib.suppress(OSError):
+            for said in map(json.loads, channel.makefile()):
+                if "line" in said:
+                    self._stage.tape.show(Line(*said["line"]))
+                else:
+                    words.put(said)
+        words.put({})
