@@ -160,23 +160,22 @@ class Asking:
             return refused
         if stands := self._outlasting(ask.request, now + patience):
             return stands
-        return (yield from self._until(refused.retry_at, refused))
+        return (yield from self._until(refused.retry_at))
 
-    def _until(self, moment: float, refused: Refused) -> Generator[Pause, None, Refused | None]:
+    def _until(self, moment: float) -> Generator[Pause, None, Refused | None]:
         """Pauses until a moment (Unix time), or until an operator isolates the caller, or puts another policy in force."""
         guard = self._guard
         self._start_waiting()
         seen = guard.orders.version
         seconds = max(moment - guard.clock.time(), _WAIT_SLICE_SECONDS)  # the clock of a store may be behind ours
-        while seconds > 0 and self.rights.policy is guard.policy:
+        patience = self._patience(self.rights.policy.limits.wait_seconds)
+        while seconds > 0 and patience > 0 and self.rights.policy is guard.policy:
             if stands := isolation_of(self.call, self.caller, self.rights, guard.isolated):
                 return stands
-            patience = self._patience(self.rights.policy.limits.wait_seconds)
-            if patience <= 0:
-                return refused
             yield Pause(guard.orders, seen, min(seconds, patience, _LOOK_SECONDS))
             seen = guard.orders.version
             seconds = moment - guard.clock.time()
+            patience = self._patience(self.rights.policy.limits.wait_seconds)
         self._again()
         return None
 
