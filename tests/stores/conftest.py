@@ -54,10 +54,18 @@ def redis(server: Server, clock: FrozenClock) -> Iterator[RedisStore]:
     store.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "leased", "leased-sqlite", pytest.param("redis", marks=pytest.mark.needs(PROGRAM))])
+@pytest.fixture
+def memory(clock: FrozenClock) -> MemoryStore:
+    return MemoryStore(clock)
+
+
+OVER_THE_NETWORK = pytest.mark.needs(PROGRAM)
+KINDS = ["memory", "sqlite", pytest.param("redis", marks=OVER_THE_NETWORK)]
+LEASED = ["leased-memory", "leased-sqlite", pytest.param("leased-redis", marks=OVER_THE_NETWORK)]
+
+
+@pytest.fixture(params=[*KINDS, *LEASED])
 def store(request: pytest.FixtureRequest, clock: FrozenClock) -> Store:
-    if request.param == "memory":
-        return MemoryStore(clock)
-    if request.param.startswith("leased"):
-        return LeasedStore(MemoryStore(clock) if request.param == "leased" else request.getfixturevalue("sqlite"), clock)
-    return request.getfixturevalue(request.param)
+    kind = request.param.removeprefix("leased-")
+    store = request.getfixturevalue(kind)
+    return store if kind == request.param else LeasedStore(store, clock)

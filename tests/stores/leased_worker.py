@@ -1,4 +1,4 @@
-"""The other process, with slices: `leased_worker.py <what> <database>`. It says `ready`, and starts at a line of input."""
+"""The other process, with slices: `leased_worker.py <what> <database or URL>`. It says `ready`, and starts at a line of input."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from agentguard.core.limits import Amounts, Charge, LimitRow, RefusalKind, Refus
 from agentguard.policy.model import Limit, Unit, Window
 from agentguard.stores.base import Reserve
 from agentguard.stores.leased import LeasedStore
+from agentguard.stores.redis import RedisStore
 from agentguard.stores.sqlite import SqliteStore
 
 ROWS = [
@@ -22,6 +23,11 @@ ROWS = [
     LimitRow.of("session:s", Limit(amount=10**9, unit=Unit.TOKENS, window=Window(seconds=3600.0))),
 ]
 """Of odd sizes: the third is the one that ends a race."""
+
+
+def opened(place: str) -> RedisStore | SqliteStore:
+    """What slices are taken of."""
+    return RedisStore(place) if "://" in place else SqliteStore(Path(place))
 
 
 def charges(amount: int) -> tuple[Charge, ...]:
@@ -108,8 +114,8 @@ def fork(store: LeasedStore) -> None:
 
 
 if __name__ == "__main__":
-    what, database, *rest = sys.argv[1:]
+    what, place, *rest = sys.argv[1:]
     verbs = [race, storm, fork]
-    leased = LeasedStore(SqliteStore(Path(database)))
+    leased = LeasedStore(opened(place))
     leased.register(ROWS)
     next(verb for verb in verbs if verb.__name__ == what)(leased, *rest)
