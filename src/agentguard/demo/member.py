@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import agentguard
@@ -44,7 +45,7 @@ class Member:
         number: Which of them; the odd ones race in threads, the even ones in asyncio.
         channel: Where the stage asks and is told.
         url: The provider's.
-        policy: The policy's path; empty for none.
+        policy: The policy's name in the working directory; empty for none.
     """
 
     def __init__(self, number: int, channel: socket.socket, url: str, policy: str) -> None:
@@ -149,6 +150,9 @@ def main(url: str, address: str, policy: str, *channels: str) -> None:
 
     import agentguard.stores.redis  # noqa: F401 - the same
 
+    if policy:
+        os.chdir(Path(policy).parent)  # beside its policy, as a program is: so it is named shortly where a rule of it is told
+
     with resolving({"llm.demo.test": address}):
         sockets = [socket.socket(fileno=int(channel)) for channel in channels]
         for number, channel in enumerate(sockets, 1):
@@ -156,7 +160,7 @@ def main(url: str, address: str, policy: str, *channels: str) -> None:
                 for other in sockets:
                     if other is not channel:
                         other.close()
-                Member(number, channel, url, policy).serve()
+                Member(number, channel, url, Path(policy).name).serve()
                 return
         for one in sockets:
             one.close()
