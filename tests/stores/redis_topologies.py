@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import redis
 import trustme
 
+from agentguard.errors import StoreUnavailable
+
 from .redis_server import PROGRAM, Server, free_port
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ DOWN_AFTER_MILLISECONDS = 500
 def wait_until(is_so: Callable[[], object], what: str, seconds: float = 15.0) -> None:
     until = time.monotonic() + seconds
     while True:
-        with contextlib.suppress(redis.RedisError, OSError):
+        with contextlib.suppress(redis.RedisError, OSError, StoreUnavailable):
             if is_so():
                 return
         assert time.monotonic() < until, f"never came: {what}"
@@ -34,6 +36,14 @@ def is_in_step(master: Server, replica: Server) -> bool:
     """Whether a replica has all that its master has."""
     told, heard = master.ask("INFO", "replication"), replica.ask("INFO", "replication")
     return heard["master_link_status"] == "up" and told["master_repl_offset"] == heard["slave_repl_offset"]
+
+
+def follow(master: Server, replica: Server) -> None:
+    """Wait until what is written reaches the replica: a master begins to send about a second after the first copy."""
+    master.ask("SET", "{support}", "")
+    wait_until(lambda: is_in_step(master, replica), "a replica in step")
+    master.ask("DEL", "{support}")
+    wait_until(lambda: is_in_step(master, replica), "a replica in step")
 
 
 class TlsServer(Server):
@@ -54,6 +64,10 @@ class TlsServer(Server):
             *("--tls-port", str(self.tls_port), "--tls-auth-clients", "yes" if asks_clients else "no"),
             *("--tls-ca-cert-file", str(self.trusted), "--tls-cert-file", str(self.certificate), "--tls-key-file", str(self.key)),
         )
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        return (self,)
 
     @property
     def url(self) -> str:
@@ -88,9 +102,13 @@ class Replicated:
     def __init__(self, *options: str, watch: tuple[str, ...] = ()) -> None:
         self.master = Server("--repl-diskless-sync-delay", "0", *options)
         self.replica = Server("--repl-diskless-sync-delay", "0", *options, "--replicaof", "127.0.0.1", str(self.master.port))
-        wait_until(lambda: is_in_step(self.master, self.replica), "a replica in step")
+        follow(self.master, self.replica)
         self.sentinel = Sentinel(self.master, *watch)
         wait_until(lambda: self._watched()["num-slaves"] == 1, "a sentinel that knows the replica")
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        return (self.master, self.replica)
 
     @property
     def url(self) -> str:
@@ -120,27 +138,28 @@ class Cluster:
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0")
         self.masters = [Server(*options) for _ in range(masters)]
         self.replicas = [Server(*options) for _ in range(masters if replicated else 0)]
-        self.nodes = [*self.masters, *self.replicas]
-        self.ids = {node.port: str(node.ask("CLUSTER", "MYID"), "ascii") for node in self.nodes}
+        self.servers = [*self.masters, *self.replicas]
+        self.ids = {node.port: str(node.ask("CLUSTER", "MYID"), "ascii") for node in self.servers}
         bounds = [16384 * place // masters for place in range(masters + 1)]
         for epoch, (node, start, end) in enumerate(zip(self.masters, bounds, bounds[1:], strict=False), 1):
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", epoch)
             node.ask("CLUSTER", "ADDSLOTSRANGE", start, end - 1)
-        for node in self.nodes[1:]:
-            node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
-        for node in self.nodes:
-            wait_until(lambda node=node: len(self._known(node)) == len(self.nodes), "nodes that know each other")
+        for node in self.servers[1:]:
+            node.ask("CLUSTER", "MEET", "127.0.0.1", self.servers[0].port)
+        for node in self.servers:
+            wait_until(lambda node=node: len(self._known(node)) == len(self.servers), "nodes that know each other")
         for master, replica in zip(self.masters, self.replicas, strict=bool(self.replicas)):
             replica.ask("CLUSTER", "REPLICATE", self.ids[master.port])
+            wait_until(lambda master=master, replica=replica: is_in_step(master, replica), "a replica in step")
         self.wait()
 
     def wait(self) -> None:
         """Until every node that lives serves, and every replica is in step."""
-        for node in self.nodes:
+        for node in self.servers:
             if node.process.poll() is None:
                 wait_until(lambda node=node: b"cluster_state:ok" in node.ask("CLUSTER", "INFO"), "a cluster that serves")
 
-    def _known(self, node: Server) -> object:
+    def _known(self, node: Server) -> list[bytes]:
         return [line for line in node.ask("CLUSTER", "NODES").splitlines() if b"handshake" not in line]
 
     @property
@@ -151,6 +170,26 @@ class Cluster:
         for node in self.masters:
             node.ask(*words)
 
+    def place_of(self, slot: int) -> int:
+        """Which of the masters serves a slot."""
+        return next(place for place, node in enumerate(self.masters) if self._serves(node, slot))
+
+    def _serves(self, node: Server, slot: int) -> bool:
+        mine = next(line for line in self._known(node) if b"myself" in line).split()[8:]
+        bounds = [[int(bound) for bound in part.split(b"-")] for part in mine if not part.startswith(b"[")]
+        return any(bound[0] <= slot <= bound[-1] for bound in bounds)
+
+    def begin_to_move(self, slot: int, source: int, target: int) -> None:
+        self.masters[target].ask("CLUSTER", "SETSLOT", slot, "IMPORTING", self.ids[self.masters[source].port])
+        self.masters[source].ask("CLUSTER", "SETSLOT", slot, "MIGRATING", self.ids[self.masters[target].port])
+
+    def move(self, keys: list[bytes], source: int, target: int) -> None:
+        self.masters[source].ask("MIGRATE", "127.0.0.1", self.masters[target].port, "", 0, 5000, "KEYS", *keys)
+
+    def end_move(self, slot: int, target: int) -> None:
+        for node in (self.masters[target], *self.masters):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", self.ids[self.masters[target].port])
+
     def close(self) -> None:
-        for node in self.nodes:
+        for node in self.servers:
             node.close()

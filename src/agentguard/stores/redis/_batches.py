@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
@@ -89,13 +90,17 @@ class Batch:
             self._sending = None
 
     async def _answer(self, questions: list[Question]) -> None:
+        answers: list[Any]
         try:
             async with asyncio.timeout(self._link.address.timeout_seconds):
                 answers = await self._ask_all(questions)
-        except (*SILENCE, TimeoutError) as error:
-            answers = [self._link.no_answer(error)] * len(questions)
-        except redis.RedisError as error:
-            answers = [self._link.refusal(error)] * len(questions)
+        except (*SILENCE, redis.RedisError) as error:
+            answers = [error] * len(questions)
+        silence = next((answer for answer in answers if isinstance(answer, SILENCE)), None)
+        if silence is not None:
+            unanswered = self._link.no_answer(silence)
+            answers = [unanswered if isinstance(answer, SILENCE) else answer for answer in answers]
+            await self._begin_anew()
         for question, answer in zip(questions, answers, strict=True):
             if question.answer.done():
                 continue
@@ -105,6 +110,12 @@ class Batch:
                 question.answer.set_exception(answer)
             else:
                 question.answer.set_result(answer)
+
+    async def _begin_anew(self) -> None:
+        """Replace the client: that of a cluster whose node has died does not look for who has followed it."""
+        silent, self._client = self._client, open_async_client(self._link.address)
+        with suppress(redis.RedisError, *SILENCE):
+            await silent.aclose()
 
     async def _ask_all(self, questions: list[Question]) -> list[Any]:
         try:

@@ -15,13 +15,15 @@ from agentguard.stores._breaker import Breaker
 from agentguard.stores.redis._urls import open_client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from agentguard.stores.redis._scripts import Scripts
     from agentguard.stores.redis._urls import Address
 
 SILENCE = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.RedisClusterException, OSError)
 """No answer. Everything else is one: the server refuses, and says why."""
+
+_DENIALS = (redis.AuthenticationError, redis.exceptions.NoPermissionError)
 
 MOST_AT_ONCE = 8
 """Connections of a process, and threads that ask at once. More would wait for each other, and connect while under load."""
@@ -36,6 +38,7 @@ class Link:
         self.breaker: Breaker = Breaker(self._probe)
         self._client: Any = None
         self._places = threading.BoundedSemaphore(MOST_AT_ONCE)
+        self._asked: Sequence[str] = ()
 
     def run(self, name: str, keys: Sequence[str], arguments: Sequence[str | bytes | int] = ()) -> Any:
         """Run a script.
@@ -43,8 +46,8 @@ class Link:
         Raises:
             StoreUnavailable: No answer in time, or the server refuses.
         """
-        sha = self.scripts.named(name).sha
-        return self.ask(lambda client: self._evaluate(client, sha, name, keys, self.scripts.arguments(arguments)))
+        self._asked = keys
+        return self.ask(lambda client: self._evaluate(client, name, keys, arguments))
 
     def ask(self, question: Callable[[Any], Any]) -> Any:
         """Ask the server through a client. A connection found broken is replaced once; a late answer is not waited for."""
@@ -79,29 +82,32 @@ class Link:
 
     def no_answer(self, error: BaseException) -> StoreUnavailable:
         """What is raised when nothing came back; counts for the breaker."""
-        if isinstance(error, redis.AuthenticationError):  # to redis-py a broken connection, and yet an answer
-            return self.refusal(error)
+        for cause in _causes(error):
+            if isinstance(cause, _DENIALS):  # to redis-py a broken connection, or no cluster, and yet an answer
+                return self.refusal(cause)
         message = f"the store {self.address.shown} gave no answer: {_cause(error)}.\n  {_remedy(error)}"
         self.breaker.failed(message)
         return StoreUnavailable(message)
 
     def refusal(self, error: BaseException) -> StoreUnavailable:
         """What is raised when the server refuses."""
-        if isinstance(error, (redis.AuthenticationError, redis.exceptions.NoPermissionError)):
+        if isinstance(error, _DENIALS):
             remedy = "Grant what docs/how-to/redis.md lists, or correct the credentials of the URL."
         else:
             remedy = "Look at the server's log."
         return StoreUnavailable(f"the store {self.address.shown} refuses: {error}.\n  {remedy}")
 
-    def _evaluate(self, client: Any, sha: str, name: str, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
+    def _evaluate(self, client: Any, name: str, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
+        script = self.scripts.named(name)
+        words = (len(keys), *keys, *self.scripts.arguments(arguments))
         try:
-            return client.execute_command("EVALSHA", sha, len(keys), *keys, *arguments)
+            return client.execute_command("EVALSHA", script.sha, *words)
         except redis.exceptions.NoScriptError:
-            return client.execute_command("EVAL", self.scripts.named(name).text, len(keys), *keys, *arguments)
+            return client.execute_command("EVAL", script.text, *words)
 
     def _probe(self) -> None:
         with own_traffic():
-            self.client.ping()
+            self._evaluate(self.client, "read", self._asked[:1], ())  # not PING: of a cluster only the fleet's own node counts
 
     def drop(self) -> None:
         """Forget the connections: in a forked child they are the parent's."""
@@ -127,10 +133,15 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _remedy(error: BaseException) -> str:
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What was raised, and what led to it."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return "Name the authority that has signed its certificate by `?ssl_ca_certs=FILE`, and the host as it is certified."
+        yield cause
         cause = cause.__cause__ or cause.__context__
+
+
+def _remedy(error: BaseException) -> str:
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+        return "Name the authority that has signed its certificate by `?ssl_ca_certs=FILE`, and the host as it is certified."
     return "Limits that say `on_store_down: local` or `open` go on without it."

@@ -103,7 +103,7 @@ def open_async_client(address: Address) -> Any:
         return aio.Redis.from_url(address.url, **options)
     if address.kind == "cluster":
         nodes = [aio.cluster.ClusterNode(host, port) for host, port in address.hosts]
-        return aio.RedisCluster(startup_nodes=nodes, **_of_cluster(address), **options)
+        return AsyncCluster(startup_nodes=nodes, **_of_cluster(address), **options)
     sentinel = _untyped(aio.Sentinel)(address.hosts, sentinel_kwargs=options | _transport(address), **options)
     return sentinel.master_for(address.service, AsyncWatched, **_said(address))
 
@@ -126,6 +126,17 @@ class AsyncWatched(aio.Redis):
         await super().aclose(close_connection_pool)
         for sentinel in _untyped(self.connection_pool).sentinel_manager.sentinels:
             await sentinel.aclose()
+
+
+class AsyncCluster(aio.RedisCluster):
+    """A client of a cluster. Closing it frees the connections too by which it was looking for nodes, and was called off."""
+
+    async def aclose(self) -> None:
+        """Free all connections."""
+        await super().aclose()
+        nodes = _untyped(self.nodes_manager)
+        await nodes.aclose()
+        await nodes.aclose("startup_nodes")
 
 
 def _timeouts(address: Address) -> dict[str, Any]:
