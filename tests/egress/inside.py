@@ -122,7 +122,7 @@ def serve_tcp(address: str, log: Path) -> None:
             client, _ = server.accept()
             lines.write(f"tcp {address}\n")
             with client:
-                client.settimeout(0.5)
+                client.settimeout(2)
                 try:
                     client.recv(4096)
                     client.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
@@ -143,11 +143,16 @@ def serve_unix(path: str, log: Path) -> None:
             lines.write(f"unix {path}\n")
 
 
+SERVERS: list[Path] = []
+"""What the kernel says of the processes that serve."""
+
+
 def in_child(server: socket.socket) -> bool:
     """Go on in a child, which dies with this process: nothing of the world runs under the guard."""
     child = os.fork()
     if child:
         server.close()
+        SERVERS.append(Path(f"/proc/{child}/stat"))
         atexit.register(os.kill, child, signal.SIGKILL)
         return False
     return True
@@ -161,7 +166,7 @@ def prepare(folder: Path) -> None:
     subprocess.run([*run, f"{API6}/128", "nodad"], check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     resolv_conf = folder / "resolv.conf"
-    resolv_conf.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+    resolv_conf.write_text("nameserver 127.0.0.1\noptions timeout:10 attempts:1\n")
     subprocess.run(["mount", "--bind", resolv_conf, "/etc/resolv.conf"], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "none", "/mnt"], check=True)
     serve_dns(folder / "dns.log")
@@ -191,12 +196,12 @@ def sockets(folder: Path) -> dict[str, str]:
 
 def tcp(address: str, port: int = 80) -> str:
     """Connect, ask, and say what was answered."""
-    with socket.create_connection((address, port), timeout=3) as client:
+    with socket.create_connection((address, port), timeout=15) as client:
         return ask(client)
 
 
 def ask(client: socket.socket) -> str:
-    client.settimeout(3)
+    client.settimeout(15)
     client.sendall(b"GET / HTTP/1.0\r\n\r\n")
     return client.recv(100).decode().partition("\r\n")[0]
 
@@ -249,7 +254,7 @@ def poisoned(names: dict[str, object]) -> str:
 def deep() -> str:
     """Connect with hardly a frame left."""
     client = socket.socket()
-    client.settimeout(3)
+    client.settimeout(15)
 
     def dive(depth: int) -> str:
         try:
@@ -297,7 +302,7 @@ def by_link(folder: Path) -> str:
 async def stream(host: str, port: int = 80, **options: object) -> str:
     reader, writer = await asyncio.open_connection(host, port, **options)
     writer.write(b"GET / HTTP/1.0\r\n\r\n")
-    line = await asyncio.wait_for(reader.readline(), 3)
+    line = await asyncio.wait_for(reader.readline(), 15)
     writer.close()
     return line.decode().strip()
 
@@ -332,7 +337,7 @@ def uv(make) -> str:
 def httpx2_get(url: str) -> str:
     import httpx2
 
-    return str(httpx2.get(url, timeout=3).status_code)
+    return str(httpx2.get(url, timeout=15).status_code)
 
 
 def rebinding() -> str:
@@ -376,10 +381,10 @@ def ways_out(folder: Path) -> dict[str, object]:
         "a private name": lambda: tcp("db.internal.example"),
         "rebinding": rebinding,
         "httpx2 to a name that leads inside": lambda: httpx2_get("http://inside.ourservice.com/"),
-        "urllib": lambda: urllib.request.urlopen(f"http://{EVIL}/", timeout=3).status,
-        "http.client": lambda: http.client.HTTPConnection(EVIL, timeout=3).request("GET", "/"),
-        "ftplib": lambda: ftplib.FTP().connect(EVIL, 80, timeout=3),
-        "smtplib": lambda: smtplib.SMTP(EVIL, 80, timeout=3),
+        "urllib": lambda: urllib.request.urlopen(f"http://{EVIL}/", timeout=15).status,
+        "http.client": lambda: http.client.HTTPConnection(EVIL, timeout=15).request("GET", "/"),
+        "ftplib": lambda: ftplib.FTP().connect(EVIL, 80, timeout=15),
+        "smtplib": lambda: smtplib.SMTP(EVIL, 80, timeout=15),
         "asyncio by address": lambda: asyncio.run(stream(EVIL)),
         "asyncio by name": lambda: asyncio.run(stream("evil.example.com")),
         "asyncio sock_connect": lambda: asyncio.run(loop_connect(EVIL)),
@@ -447,7 +452,7 @@ def aiohttp_get(url: str) -> str:
 def requests_get(url: str) -> str:
     import requests
 
-    return str(requests.get(url, timeout=3).status_code)
+    return str(requests.get(url, timeout=15).status_code)
 
 
 def first_answers(name: str) -> str:
@@ -465,7 +470,7 @@ def legitimate_ways(folder: Path) -> dict[str, object]:
         "httpx2": lambda: httpx2_get(f"http://{api}/"),
         "requests": lambda: requests_get(f"http://{api}/"),
         "aiohttp": lambda: aiohttp_get(f"http://{api}/"),
-        "urllib": lambda: str(urllib.request.urlopen(f"http://{api}/", timeout=3).status),
+        "urllib": lambda: str(urllib.request.urlopen(f"http://{api}/", timeout=15).status),
         "asyncio": lambda: asyncio.run(stream(api)),
         "uvloop": lambda: uv(lambda: stream(api)),
         "a kept getaddrinfo": lambda: through(api, lambda name: saved_getaddrinfo(name, 80)[0][4][0]),
@@ -518,12 +523,19 @@ def tried(folder: Path, attempts: dict[str, object]) -> dict[str, dict[str, obje
     for name, attempt in attempts.items():
         hits, asked = received(folder, "hits.log"), received(folder, "dns.log")
         found = outcome(attempt)
-        time.sleep(0.005 if "denied" in found else 0.02)  # the servers write in their own time
+        time.sleep(0.005 if "denied" in found else 0.02)
+        wait_for_servers()
         facts[name] = found | {
             "hits": received(folder, "hits.log")[len(hits) :],
             "asked": received(folder, "dns.log")[len(asked) :],
         }
     return facts
+
+
+def wait_for_servers() -> None:
+    """Wait until each has written down what it got, and sleeps: they do so in their own time."""
+    while any(stat.read_text().rpartition(")")[2].split()[0] != "S" for stat in SERVERS):
+        time.sleep(0.005)
 
 
 def received(folder: Path, log: str) -> list[str]:
