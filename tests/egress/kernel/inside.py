@@ -177,7 +177,7 @@ def run_probe(folder: Path, way: str) -> dict[str, object]:
     }
     command = [*commands.get(way, guarded), str(HERE / "probe.py"), way]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False, cwd=scratch,
+        command, env=environment, capture_output=True, text=True, timeout=90, check=False, cwd=scratch,
         preexec_fn=lambda: stage.become(uid),
     )  # fmt: skip
     logs = [json.loads(line) for log in sorted((state / "egress").glob("*.jsonl")) for line in log.read_text().splitlines()]
