@@ -310,7 +310,9 @@ def test_a_provider_in_a_process_of_its_own_tells_and_takes_orders():
     process, url = start("--reply", '{"output_tokens": 7}')
     try:
         fetch(f"{url}/v1/responses", b'{"model": "m", "input": "hello"}')
-        stats, requests = fetch(f"{url}/_/stats"), fetch(f"{url}/_/requests")
+        while (stats := fetch(f"{url}/_/stats"))["in_flight"]:  # it goes on for a moment after its client has read the end
+            time.sleep(0.001)
+        requests = fetch(f"{url}/_/requests")
         fetch(f"{url}/_/reply", b'{"tool_calls": [{"name": "search", "arguments": {"q": "x"}}]}')
         answer = fetch(f"{url}/v1/responses", b'{"model": "m"}')
         cleared = fetch(f"{url}/_/clear", b"")
