@@ -18,13 +18,13 @@ from agentguard.stores.redis._link import SILENCE
 from agentguard.stores.redis._urls import open_client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from agentguard.stores._watchers import Watch
     from agentguard.stores.redis._link import Link
 
 _LOOK_SECONDS = 1.0
-_RETRY_SECONDS = 0.005
+_RETRY_SECONDS = 0.001
 _MOST_RETRY_SECONDS = 0.25
 
 logger: logging.Logger = logging.getLogger("agentguard")
@@ -97,23 +97,37 @@ class Listener:
         # A client of its own: whoever closes the store's does not tear the connection from under this thread.
         with own_traffic():
             opened = open_client(self._link.address)
-        with closing(opened) as client, client.pubsub() as subscription:
+        with closing(opened) as client:
+            while not self._is_done():
+                has_stood = False
+                try:
+                    for message in self._messages(client):
+                        has_stood = True
+                        self._wait = _RETRY_SECONDS
+                        self._tell(message)
+                except (redis.ConnectionError, OSError):
+                    if not has_stood:  # the server may be another one by now, which a new client finds
+                        raise
+                    self._pause()
+
+    def _messages(self, client: Any) -> Iterator[Any]:
+        """What is published, first of all the number of channels: the subscription has begun to stand."""
+        seen: Any = None
+        with client.pubsub() as subscription:
             with own_traffic():
                 subscription.subscribe(self.channel)
-            seen: Any = None
             while not self._is_done():
                 seconds = _LOOK_SECONDS * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load
                 with own_traffic():
                     message = subscription.get_message(timeout=seconds)
                 if message is not None:
-                    self._wait = _RETRY_SECONDS
-                    self._tell(message["data"])
+                    yield message["data"]
                 elif self._look is not None and (number := self._look()) != seen:
                     seen = number
                     self.watchers.announce()
 
     def _tell(self, said: object) -> None:
-        if self._hear is not None and isinstance(said, bytes):  # else the subscription has begun to stand
+        if self._hear is not None and isinstance(said, bytes):
             self._hear(said)
         self.watchers.announce()
 
