@@ -164,6 +164,23 @@ def test_live_says_what_is_left_and_who_is_isolated(agentguard_json, policy, fol
     }
 
 
+def test_live_says_that_a_call_would_wait_where_nothing_is_left(agentguard_json, policy, folder):
+    store = f"sqlite://{folder}/ledger.sqlite"
+    from agentguard.stores import open_store
+
+    policy.write_text(
+        "agents: [{name: bot, external_calls: {allowed_domains: [api.acme.com]}, budgets: [{limit: 1_requests_per_hour}]}]\n"
+        "limits: {wait: 10s}\n"
+    )
+    guard = Guard(Policy.from_yaml(policy), store=open_store(store))
+    guard.begin(HTTPCall.to("GET", "https://api.acme.com/")).settle()
+    guard.close()
+
+    _, document = agentguard_json("policy", "explain", "https://api.acme.com", "--live", "--store", store)
+
+    assert "0 calls left; a call waits up to 10s for the window to be over" in [rule["why"] for rule in document["rules"]]
+
+
 def test_a_store_that_cannot_be_reached_is_exit_code_3(agentguard, policy, folder):
     (folder / "ledger.sqlite").mkdir()
 

@@ -10,7 +10,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from agentguard.core.call import HTTPCall, Target, ToolCall, Usage
 from agentguard.core.caller import Caller
 from agentguard.core.decision import Decision, Effect, Reason
-from agentguard.events import Attempt, EstimateBreached, PolicyLoaded, ScopeEnded, ToolProposed
+from agentguard.events import Attempt, CallAdmitted, EstimateBreached, PolicyLoaded, ScopeEnded, ToolProposed
 from agentguard.otel import semconv as names
 from agentguard.otel.spans import Spans
 from agentguard.wire.answer import Answer
@@ -177,6 +177,16 @@ def test_what_was_told_before_the_end_stands_on_the_span(written, spans, settled
 
     assert written.only.attributes[names.ESTIMATE_BREACHED] is True
     assert written.only.attributes[names.TOOLS_REFUSED] == ("shell",)
+
+
+def test_a_call_that_has_waited_for_room_says_how_long(written, spans, settled, denied):
+    began = begin(spans)
+
+    spans(CallAdmitted(START, "call-1", CHAT, BOT, 10, 0, waited=2.5))
+    spans(settled(span=began))
+    spans(denied(decision=OVER._replace(facts=OVER.facts._replace(waited=9.0)), span=spans.around()))
+
+    assert [one.attributes[names.LIMIT_WAITED] for one in written.spans] == [2.5, 9.0]
 
 
 def test_the_policy_in_force_is_named(written, spans, settled):

@@ -144,6 +144,7 @@ def policies(draw):
             fleet=draw(tuples(limits(st.sampled_from([per for per in Per if per is not Per.AGENT])))),
             fair_share=draw(st.booleans()),
             contention_wait_seconds=draw(st.integers(1, 10**6).map(lambda millis: millis / 1000)),
+            wait_seconds=draw(st.integers(0, 10**6).map(lambda millis: millis / 1000)),
         ),
         alerts=draw(
             st.sampled_from(

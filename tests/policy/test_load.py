@@ -193,9 +193,13 @@ def test_the_words_of_a_limit():
 
 
 def test_what_is_seconds_in_the_file_is_seconds_in_the_policy():
-    policy = Policy.from_yaml(SMALLEST + "limits: {contention_wait: 500ms}\n")
+    policy = Policy.from_yaml(SMALLEST + "limits: {contention_wait: 500ms, wait: 2m}\n")
 
-    assert policy.limits.contention_wait_seconds == 0.5
+    assert (policy.limits.contention_wait_seconds, policy.limits.wait_seconds) == (0.5, 120)
+
+
+def test_a_call_waits_for_no_window_unless_it_is_written():
+    assert Policy.from_yaml(SMALLEST).limits.wait_seconds == 0
 
 
 def test_a_policy_of_a_file_judges_hosts(single):

@@ -9,6 +9,7 @@ from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import Effect
 from agentguard.core.rights import opens, provider_hosts
 from agentguard.core.wording import amount_text
+from agentguard.policy.grammar import write_duration
 from agentguard.policy.hosts import HostRules
 from agentguard.policy.model import Per, Rule, Window
 
@@ -158,10 +159,11 @@ def _limits(call: Call, caller: Caller, rights: Rights, counted: Mapping[str, Co
         subject = row.subject.partition("@")[0]
         if (row.limit.per is Per.SESSION and not caller.session) or (row.limit.per is Per.INTERACTION and not caller.interaction):
             subject = f"each {row.limit.per}"
-        yield _limit(row, subject, None if counted is None else counted.get(row.key), is_counted=counted is not None)
+        found = None if counted is None else counted.get(row.key)
+        yield _limit(row, subject, found, rights.policy.limits.wait_seconds, is_counted=counted is not None)
 
 
-def _limit(row: LimitRow, subject: str, found: Counted | None, *, is_counted: bool) -> RuleTrace:
+def _limit(row: LimitRow, subject: str, found: Counted | None, wait_seconds: float, *, is_counted: bool) -> RuleTrace:
     limit = row.limit
     text = limit.text or amount_text(limit.amount, limit.unit)
     says_window = limit.window == Window.LIFE or "_per_" in text
@@ -171,6 +173,8 @@ def _limit(row: LimitRow, subject: str, found: Counted | None, *, is_counted: bo
     spent, held = (found.spent, found.held) if found is not None else (0, 0)
     left = max(limit.amount - spent - held, 0)
     why = f"{amount_text(left, limit.unit)} left"
+    if not left and wait_seconds and limit.window != Window.LIFE:
+        why += f"; a call waits up to {write_duration(wait_seconds)} for the window to be over"
     return RuleTrace("", limit.rule, entry, Effect.ALLOW if left else Effect.DENY, not left, why)
 
 

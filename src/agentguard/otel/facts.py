@@ -239,6 +239,8 @@ def of_decision(decision: Decision, *, enforced: bool) -> Attributes:
         found[names.LIMIT_RESETS_AT] = facts.resets_at
     if facts.retry_after is not None:
         found[names.LIMIT_RETRY_AFTER] = facts.retry_after
+    if facts.waited:
+        found[names.LIMIT_WAITED] = facts.waited
     return found
 
 

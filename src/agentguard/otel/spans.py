@@ -15,7 +15,7 @@ from opentelemetry import trace
 from opentelemetry.trace import ProxyTracerProvider, SpanKind, Status, StatusCode
 
 from agentguard.core.call import HTTPCall, LLMCall, ToolCall
-from agentguard.events import CallDenied, CallSettled, EstimateBreached, PolicyLoaded, ScopeEnded, ToolProposed
+from agentguard.events import CallAdmitted, CallDenied, CallSettled, EstimateBreached, PolicyLoaded, ScopeEnded, ToolProposed
 from agentguard.otel import facts
 from agentguard.otel import semconv as names
 from agentguard.otel.late import LateSpan, LateTracer
@@ -87,12 +87,13 @@ class Opened(Begun):
 class _Notes:
     """What was said of a call before it was settled."""
 
-    __slots__ = ("breached", "denied", "tools")
+    __slots__ = ("breached", "denied", "tools", "waited")
 
     def __init__(self) -> None:
         self.denied: tuple[Decision, bool] | None = None
         self.tools: list[str] = []
         self.breached = False
+        self.waited = 0.0
 
 
 class Spans:
@@ -239,6 +240,9 @@ class Spans:
             self._note(event.id).tools.append(event.tool)
         elif isinstance(event, EstimateBreached):
             self._note(event.id).breached = True
+        elif isinstance(event, CallAdmitted):
+            if event.waited:
+                self._note(event.id).waited = event.waited
         elif isinstance(event, PolicyLoaded) and not event.problem:
             self._policy = event.digest
 
@@ -292,6 +296,8 @@ class Spans:
             attributes[names.TOOLS_REFUSED] = notes.tools
         if notes is not None and notes.breached:
             attributes[names.ESTIMATE_BREACHED] = True
+        if notes is not None and notes.waited:
+            attributes[names.LIMIT_WAITED] = notes.waited
         if (error := facts.error_of_settled(event)) is not None:
             attributes[names.ERROR_TYPE] = error
         return attributes
