@@ -135,7 +135,24 @@ def test_a_forked_child_decides_on_connections_of_its_own(shared):
     assert balances(shared)[0] == (0, 15)
     assert shared.settle("parent", Amounts(3, 3)).first
     if Path("/proc/self/stat").exists():
-        assert shared.sweep() == 0  # the child has registered nothing, so its host does not know it: its deadline will end it
+        assert shared.sweep() == 1  # the child was put on its host's list before it asked
+        assert balances(shared)[0] == (8, 0)
+
+
+@needs_fork
+@needs_proc
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_process_that_has_told_an_emptied_server_again_is_missed_when_it_dies(shared, server):
+    shared.reserve(Reserve("parent", charges(10)))
+
+    with processes.fork() as is_child:
+        if is_child:
+            assert shared.reserve(Reserve("child", charges(5))) is GRANTED
+            server.ask("FLUSHALL")
+            assert shared.sweep() == 0
+
+    assert shared.sweep() == 1
+    assert balances(shared)[0] == (5, 10)
 
 
 def test_a_call_of_another_process_can_be_settled_here(shared, url):

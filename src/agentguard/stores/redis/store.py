@@ -118,6 +118,7 @@ class RedisStore:
         self._teller = _teller(self._name)
         self._own = OwnCounts()
         self._generation = ""
+        self._is_listed = False
         self._prune_at = 0.0
         self._settled = Listener(self._link, self._settlements)
         self._isolating: Watchers[[int, Isolation]] = Watchers()
@@ -151,6 +152,7 @@ class RedisStore:
             if answer[0] == _LOST:
                 self._tell_again()
         self._generation = answer[0].decode()
+        self._is_listed = True
 
     def forget(self, keys: Iterable[str]) -> None:
         """Drop rows."""
@@ -180,14 +182,17 @@ class RedisStore:
 
         When the task is cancelled meanwhile, whatever is granted is given back.
         """
-        asked = asyncio.get_running_loop().create_task(self._batches.run("reserve", *self._asked(request)))
+        loop = asyncio.get_running_loop()
+        if not self._is_listed:
+            await loop.run_in_executor(None, self._joined)
+        asked = loop.create_task(self._batches.run("reserve", *self._asked(request)))
         try:
             answer = await asyncio.shield(asked)
         except asyncio.CancelledError:
             self._orphan(self._give_back(request, asked))
             raise
         if isinstance(answer, list) and answer[0] == _LOST:
-            await asyncio.get_running_loop().run_in_executor(None, self._tell_again)
+            await loop.run_in_executor(None, self._tell_again)
             return _unknown(request)
         return self._granted(request, answer)
 
@@ -390,6 +395,7 @@ class RedisStore:
         self._name = str(self._me)
         self._teller = _teller(self._name)
         self._own.clear()
+        self._is_listed = False
         self._settled.restart()
         self._steered.restart()
         self._isolating.lock = threading.Lock()
@@ -432,8 +438,8 @@ class RedisStore:
         return Granted((), crossed_of(crossed, prefix), refused_of(refused, prefix) if refused else None)
 
     def _joined(self) -> str:
-        """The generation that this process has joined. Whoever knows none asks for the one there is."""
-        if not self._generation:
+        """The generation that this process has joined. Before it asks it is put on its host's list, so that its death is seen."""
+        if not self._is_listed:
             self.register(())
         return self._generation
 
@@ -528,7 +534,7 @@ class RedisStore:
         """Tell a server that has lost its memory what this process has taken."""
         rows, holds = self._own.all()
         places = {row.key: place for place, (_, row) in enumerate(rows, 1)}
-        keys = [self._state, self._limits, self._ids, self._told, self._open]
+        keys = [self._state, self._limits, self._ids, self._told, self._open, self._holders_here]
         keys += [self._row + row.key for _, row in rows] + [self._hold + call for call in holds]
         arguments: list[str | bytes | int] = [
             _new_generation(), self._teller, _micros(LEARNING_SECONDS), _micros(HOLD_SECONDS), len(rows)

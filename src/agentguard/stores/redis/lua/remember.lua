@@ -1,11 +1,13 @@
 -- The store has lost what it was told: a process tells again what it has counted and holds itself, once in a generation.
 --
--- KEYS: state, limits, ids, who has told, open, rows ..., holds ...   ARGV: a new generation, who tells, microseconds to learn,
--- microseconds to hold, number of rows; for each row: name, specification, row; for each hold: id, answer, number of items, and
--- for each item: place of the row, start, held, continued
+-- KEYS: state, limits, ids, who has told, open, the host's holders, rows ..., holds ...   ARGV: a new generation, who tells,
+-- microseconds to learn, microseconds to hold, number of rows; for each row: name, specification, row; for each hold: id, answer,
+-- number of items, and for each item: place of the row, start, held, continued
 -- Returns {generation, time}.
 local time = micros()
 local now = time / 1000000
+local holder = string.match(ARGV[2], '^[^/]*')
+redis.call('SADD', KEYS[6], holder)
 local state = redis.call('GET', KEYS[1])
 local generation, began = ARGV[1], time
 local learning = 0
@@ -20,7 +22,6 @@ if redis.call('HGET', KEYS[4], ARGV[2]) == generation then
   return {generation, time}
 end
 redis.call('HSET', KEYS[4], ARGV[2], generation)
-local holder = string.match(ARGV[2], '^[^/]*')
 
 local function merge_buckets(row, mine)
   local counted, numbers = {}, {}
@@ -60,7 +61,7 @@ local count = tonumber(ARGV[5])
 local rows = {}
 local at = 6
 for place = 1, count do
-  local key = KEYS[place + 5]
+  local key = KEYS[place + 6]
   local name, specification, written = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   at = at + 3
   local raw = redis.call('GET', key)
@@ -75,7 +76,7 @@ for place = 1, count do
   rows[place] = row
   redis.call('SET', key, pack_row(row))
 end
-for place = count + 6, #KEYS do
+for place = count + 7, #KEYS do
   local id, answer, items = ARGV[at], ARGV[at + 1], {}
   local many = tonumber(ARGV[at + 2])
   at = at + 3
