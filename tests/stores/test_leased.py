@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
+
 import pytest
 
 from agentguard.core.limits import Amounts, Charge, LimitRow, RefusalKind
-from agentguard.policy.model import Limit, Unit, Window
+from agentguard.errors import StoreUnavailable
+from agentguard.policy.model import Limit, OnStoreDown, Unit, Window
+from agentguard.stores import open_store
 from agentguard.stores.base import GRANTED, Granted, Reserve
-from agentguard.stores.leased import LeasedStore
+from agentguard.stores.leased import HORIZON_SECONDS, LeasedStore
 from agentguard.stores.memory import MemoryStore
+from agentguard.stores.redis import RedisStore
+
+from .redis_server import PROGRAM, Server
 
 TOKENS = LimitRow.of("agent:a", Limit(amount=10_000, unit=Unit.TOKENS))
 MONEY = LimitRow.of("team:t", Limit(amount=10_000, unit=Unit.USD, window=Window("day")))
@@ -187,3 +196,181 @@ def test_a_limit_on_calls_at_once_is_decided_by_the_store(behind, clock):
         leased.settle(f"{number}", Amounts())
 
     assert "lease" not in behind.asked
+
+
+def test_another_subject_goes_on_from_its_slice_while_one_is_isolated(leased, behind):
+    leased.isolate("agent:b", on=True, by="ada", why="drill")
+    for number in range(20):
+        call(leased, f"{number}")
+    asked = len(behind.asked)
+    rows = tuple(CHAIN)
+    answers = [leased.reserve(Reserve(f"more-{number}", charges(1, 1, 0), ("agent:a",), rows=rows)) for number in range(3)]
+
+    assert answers == [GRANTED] * 3
+    assert len(behind.asked) == asked
+    assert leased.reserve(Reserve("b", charges(1, 1, 0), ("agent:b",), rows=rows)).kind is RefusalKind.ISOLATED
+
+
+def test_a_slice_that_the_store_has_not_heard_of_for_a_horizon_admits_nothing(leased, behind, clock):
+    slow = LimitRow.of("agent:slow", Limit(amount=10_000, unit=Unit.TOKENS))
+    leased.register([slow])
+    for number in range(20):
+        leased.reserve(Reserve(f"{number}", (Charge(slow.key, 1),)))
+    clock.advance(HORIZON_SECONDS)
+    asked = len(behind.asked)
+
+    leased.reserve(Reserve("late", (Charge(slow.key, 1),)))
+
+    assert len(behind.asked) > asked
+
+
+def test_a_process_that_leases_nothing_listens_to_nobody(behind, leased):
+    leased.reserve(Reserve("one", charges()))
+
+    assert leased._listening == ()
+
+
+# --- over a network -------------------------------------------------------------------------------------------------
+
+FAR = LimitRow.of("agent:far", Limit(amount=1000, unit=Unit.TOKENS))
+LOCAL = LimitRow.of("agent:local", Limit(amount=1000, unit=Unit.TOKENS, on_store_down=OnStoreDown.LOCAL))
+PATIENT = "?timeout=2"
+
+
+@pytest.fixture
+def own():
+    server = Server()
+    yield server
+    server.close()
+
+
+def ask(store, name, amount=1, row=FAR):
+    return store.reserve(Reserve(name, (Charge(row.key, amount),)))
+
+
+def until_it_hears(store, own):
+    """A subscription that has just begun to stand has the isolations read, and that needs the server."""
+    with contextlib.closing(RedisStore(own.url + PATIENT)) as operator:
+        operator.isolate("agent:elsewhere", on=True, by="ada", why="drill")
+    deadline = time.monotonic() + 10
+    request = Reserve("isolated", (Charge(FAR.key, 1),), ("agent:elsewhere",))
+    while "agent:elsewhere" not in store._isolated:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert store.reserve(request).kind is RefusalKind.ISOLATED
+
+
+def far(own, clock=time):
+    store = LeasedStore(RedisStore(own.url + PATIENT), clock)
+    store.register([FAR])
+    return store
+
+
+@pytest.mark.needs(PROGRAM)
+def test_a_process_that_has_lost_the_store_goes_on_with_what_is_its_own_for_a_horizon(own, clock):
+    with contextlib.closing(far(own, clock)) as store:
+        for number in range(10):
+            ask(store, f"before-{number}")
+        until_it_hears(store, own)
+        own.kill()
+        answers = [ask(store, f"without-{number}") for number in range(2)]
+        clock.advance(HORIZON_SECONDS)
+        with pytest.raises(StoreUnavailable):
+            ask(store, "late")
+
+    assert answers == [GRANTED] * 2
+
+
+@pytest.mark.needs(PROGRAM)
+def test_a_limit_that_may_be_counted_locally_is_so_when_its_slice_is_used_up(own):
+    with contextlib.closing(open_store(own.url + PATIENT)) as store:
+        store.register([LOCAL])
+        for number in range(10):
+            ask(store, f"before-{number}", row=LOCAL)
+        store.sweep()
+        (balance,) = store.read([LOCAL.key])
+        own.kill()
+        names = [f"without-{number}" for number in range(300)]
+        admitted = [name for name in names if isinstance(ask(store, name, row=LOCAL), Granted)]
+        settled = [store.settle(name, Amounts(1)).first for name in admitted]
+
+    taken = len(admitted)
+    assert balance.spent + balance.held == 10
+    assert all(settled)
+    assert 99 <= taken <= 99 + 125  # a tenth of the 990 that were left, and what lay in the slice: at most an eighth
+
+
+@pytest.mark.needs(PROGRAM)
+def test_nothing_is_admitted_beyond_a_limit_when_the_store_loses_its_memory(own):
+    with contextlib.closing(far(own)) as one, contextlib.closing(far(own)) as other:
+        granted = 0
+        until = time.monotonic() + 30
+        for number in range(100_000):
+            if number == 150:
+                own.ask("FLUSHALL")
+            for store in (one, other):
+                granted += isinstance(ask(store, f"{id(store)}-{number}"), Granted)
+            if number % 50 == 0:
+                one.sweep(), other.sweep()
+            if granted >= FAR.limit.amount or time.monotonic() > until:
+                break
+            if number > 150:
+                with contextlib.suppress(StoreUnavailable):
+                    one.register([FAR]), other.register([FAR])
+        late = [ask(store, f"late-{number}") for number in range(20) for store in (one, other)]
+        (balance,) = one.read([FAR.key])
+
+    assert granted == FAR.limit.amount
+    assert not any(isinstance(answer, Granted) for answer in late)
+    assert (balance.spent + balance.held, balance.amount) == (1000, 1000)
+
+
+@pytest.mark.needs(PROGRAM)
+def test_tasks_are_admitted_from_slices_and_exactly_as_many_as_the_limit_lets(own):
+    async def crowd(store, name, calls):
+        granted = 0
+        for number in range(calls):
+            granted += isinstance(await store.areserve(Reserve(f"{name}-{number}", (Charge(FAR.key, 1),))), Granted)
+        return granted
+
+    async def crowds(store):
+        granted = sum(await asyncio.gather(*(crowd(store, name, 40) for name in range(32))))
+        await store.store.aclose()
+        return granted
+
+    with contextlib.closing(far(own)) as store:
+        before = own.client().info("commandstats")["cmdstat_evalsha"]["calls"]
+        granted = asyncio.run(crowds(store))
+        trips = own.client().info("commandstats")["cmdstat_evalsha"]["calls"] - before
+        (balance,) = store.read([FAR.key])
+
+    assert granted == 1000
+    assert (balance.spent, balance.held) == (0, 1000)
+    assert trips < 700
+
+
+@pytest.mark.needs(PROGRAM)
+def test_tasks_that_are_cancelled_while_they_ask_hold_nothing(own):
+    async def cancelled(store):
+        for turn in range(20):
+            asking = [
+                asyncio.ensure_future(store.areserve(Reserve(f"{turn}-{name}", (Charge(FAR.key, 1),)))) for name in range(8)
+            ]
+            for _ in range(turn % 5):
+                await asyncio.sleep(0)
+            if turn % 2:
+                await asyncio.sleep(0.002)
+            for task in asking:
+                task.cancel()
+            for answer, name in zip(await asyncio.gather(*asking, return_exceptions=True), range(8), strict=True):
+                if isinstance(answer, Granted):
+                    store.settle(f"{turn}-{name}", Amounts())
+        await store.store.aclose()
+
+    with contextlib.closing(far(own)) as store:
+        asyncio.run(cancelled(store))
+        until = time.monotonic() + 10
+        while (balance := store.read([FAR.key])[0]).held and time.monotonic() < until:
+            time.sleep(0.02)
+
+    assert (balance.spent, balance.held) == (0, 0)

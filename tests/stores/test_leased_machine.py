@@ -68,12 +68,34 @@ class LeasedInAnyOrder(AnyOrder):
 
     @rule()
     def sweep(self) -> None:
-        self.stores[-1].sweep()
+        """As a living process does, which keeps its own holds from being overdue."""
+        self.stores[-1].renew()
+        assert self.stores[-1].sweep() == 0
 
     @invariant()
     def what_was_used_of_a_slice_is_never_less_than_nothing(self) -> None:
         for part in self.stores[-1]._slices.values():
             assert min(part.used(self.stores[-1]._held(part)[0])) >= 0
+
+
+class LeasedFromAFileInAnyOrder(LeasedInAnyOrder):
+    """As from memory; and now and then the history goes on in another process, on the same file."""
+
+    def make_stores(self) -> list:
+        self.other = self.leased(self.make_sqlite())
+        return [self.leased(self.make_sqlite())]
+
+    def teardown(self) -> None:
+        self.other.close()
+        super().teardown()
+
+    @rule()
+    def go_on_in_the_other(self) -> None:
+        """What calls in flight hold is their process's: it settles first, and gives back what lies idle."""
+        for call in list(self.ledger.open):
+            self.settle(call, Amounts())
+        self.stores[0].close()
+        self.stores, self.other = [self.other], self.leased(self.make_sqlite())
 
 
 class LeasedAndNotLeasedAgree(LeasedInAnyOrder):
@@ -90,5 +112,7 @@ class LeasedAndNotLeasedAgree(LeasedInAnyOrder):
 
 TestLeasedInAnyOrder = LeasedInAnyOrder.TestCase
 TestLeasedInAnyOrder.settings = settings(max_examples=25, stateful_step_count=50, deadline=None)
+TestLeasedFromAFileInAnyOrder = LeasedFromAFileInAnyOrder.TestCase
+TestLeasedFromAFileInAnyOrder.settings = settings(max_examples=15, stateful_step_count=50, deadline=None)
 TestLeasedAndNotLeasedAgree = LeasedAndNotLeasedAgree.TestCase
 TestLeasedAndNotLeasedAgree.settings = settings(max_examples=25, stateful_step_count=50, deadline=None)
