@@ -7,6 +7,9 @@ import pytest
 from agentguard.egress.boundary import Endpoint
 from agentguard.egress.own import own_endpoints
 
+from ..stores.redis_server import PROGRAM, free_port  # noqa: TID252 - servers that two folders of tests start
+from ..stores.redis_topologies import Cluster, Replicated, wait_until  # noqa: TID252
+
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
@@ -38,8 +41,44 @@ def test_the_collector_is_where_the_variables_say(variables, expected):
         ("sqlite:////var/lib/counters.sqlite", ()),
         ("redis://:secret@redis:7000/0", (Endpoint("redis", 7000),)),
         ("rediss://redis", (Endpoint("redis", 6379),)),
-        ("redis+sentinel://one,two:9/main", (Endpoint("one", 26379), Endpoint("two", 9))),
+        (
+            "redis://redis?hosts=10.0.0.5,10.0.0.6:7000",
+            (Endpoint("redis", 6379), Endpoint("10.0.0.5", 6379), Endpoint("10.0.0.6", 7000)),
+        ),
     ],
 )
 def test_a_store_is_reached_where_its_url_says(store, expected):
     assert own_endpoints(store, {}) == expected
+
+
+@pytest.mark.parametrize("kind", ["sentinel", "cluster"])
+def test_servers_that_nobody_tells_of_are_those_of_the_url_and_a_warning_says_how_to_name_more(kind, caplog):
+    nobody = free_port()
+    url = f"redis+{kind}://user:secret@127.0.0.1:{nobody}/main?hosts=127.0.0.1:7001"
+
+    assert own_endpoints(url, {}) == (Endpoint("127.0.0.1", nobody), Endpoint("127.0.0.1", 7001))
+    assert "?hosts=" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.needs(PROGRAM)
+def test_a_sentinel_is_asked_for_the_server_and_for_the_replica_that_may_follow_it():
+    replicated = Replicated()
+    reached = own_endpoints(replicated.url, {})
+    replicated.master.kill()
+    wait_until(lambda: replicated.master_port() == replicated.replica.port, "a replica that is promoted")
+
+    assert reached == tuple(
+        Endpoint("127.0.0.1", server.port) for server in (replicated.sentinel, replicated.master, replicated.replica)
+    )
+    assert own_endpoints(replicated.url, {}) == reached  # the kernel holds what was known first
+    replicated.close()
+
+
+@pytest.mark.needs(PROGRAM)
+def test_a_cluster_is_asked_for_all_of_its_nodes():
+    cluster = Cluster(replicated=True)
+    reached = own_endpoints(f"redis+cluster://127.0.0.1:{cluster.masters[0].port}", {})
+    cluster.close()
+
+    assert set(reached) == {Endpoint("127.0.0.1", node.port) for node in cluster.servers}

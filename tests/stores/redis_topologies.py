@@ -40,9 +40,7 @@ def is_in_step(master: Server, replica: Server) -> bool:
 
 def follow(master: Server, replica: Server) -> None:
     """Wait until what is written reaches the replica: a master begins to send about a second after the first copy."""
-    master.ask("SET", "{support}", "")
-    wait_until(lambda: is_in_step(master, replica), "a replica in step")
-    master.ask("DEL", "{support}")
+    master.ask("FLUSHALL")
     wait_until(lambda: is_in_step(master, replica), "a replica in step")
 
 
@@ -150,14 +148,14 @@ class Cluster:
             wait_until(lambda node=node: len(self._known(node)) == len(self.servers), "nodes that know each other")
         for master, replica in zip(self.masters, self.replicas, strict=bool(self.replicas)):
             replica.ask("CLUSTER", "REPLICATE", self.ids[master.port])
-            wait_until(lambda master=master, replica=replica: is_in_step(master, replica), "a replica in step")
-        self.wait()
-
-    def wait(self) -> None:
-        """Until every node that lives serves, and every replica is in step."""
+        for master, replica in zip(self.masters, self.replicas, strict=bool(self.replicas)):
+            follow(master, replica)
         for node in self.servers:
-            if node.process.poll() is None:
-                wait_until(lambda node=node: b"cluster_state:ok" in node.ask("CLUSTER", "INFO"), "a cluster that serves")
+            wait_until(lambda node=node: b"cluster_state:ok" in node.ask("CLUSTER", "INFO"), "a cluster that serves")
+            wait_until(lambda node=node: self._serving_with(node) == len(self.servers), "a cluster that knows its replicas")
+
+    def _serving_with(self, node: Server) -> int:
+        return sum(len(served) - 2 for served in node.ask("CLUSTER", "SLOTS"))
 
     def _known(self, node: Server) -> list[bytes]:
         return [line for line in node.ask("CLUSTER", "NODES").splitlines() if b"handshake" not in line]

@@ -235,7 +235,7 @@ def _state(place: Place) -> Iterator[Line]:
 
 
 def _store(place: Place) -> Iterator[Line]:
-    from agentguard.stores import open_store
+    from agentguard.cli._sources import open_ledger
     from agentguard.stores.state import default_store_url
 
     url = place.store_url or (place.policy.store if place.policy else None) or default_store_url()
@@ -244,7 +244,7 @@ def _store(place: Place) -> Iterator[Line]:
         yield Line("note", "the store is memory://: budgets end with the process, and each process has its own")
         return
     try:
-        store = open_store(url)
+        store = open_ledger(place.store_url, place.policy)
         try:
             rows = len(store.rows())
         finally:
@@ -275,7 +275,7 @@ def _telemetry(_: Place) -> Iterator[Line]:
 
 def _without_credentials(url: str) -> str:
     scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    return f"{scheme}{separator}{rest.partition('?')[0].rpartition('@')[2]}"  # redis-py takes a password as an option too
 
 
 # ------------------------------------------------------------------------------------------------------ live connections

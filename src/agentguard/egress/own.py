@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from agentguard.egress.boundary import Endpoint
+from agentguard.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+logger: logging.Logger = logging.getLogger("agentguard")
 
 _PORTS = {"http": 4318, "https": 4318, "grpc": 4317, "redis": 6379}
 _SENTINEL = 26379
@@ -17,7 +22,10 @@ _SIGNALS = ("", "TRACES_", "METRICS_", "LOGS_")
 
 
 def own_endpoints(store: str | None, environ: Mapping[str, str] = os.environ) -> tuple[Endpoint, ...]:
-    """The collector that OpenTelemetry's variables name, and the nodes of a store that its URL names.
+    """The collector that OpenTelemetry's variables name, and the servers of a store.
+
+    Those are what its URL names, also by `?hosts=HOST:PORT,...`; and of sentinels or a cluster what they know of others when this
+    process first asks. A server that joins later is none of them.
 
     Args:
         store: The URL of the store, where one is named.
@@ -33,13 +41,40 @@ def _endpoints(store: str | None, environ: Mapping[str, str]) -> Iterator[Endpoi
             protocol = environ.get(f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http"
             if named:
                 yield from _endpoint(named if "://" in named else f"{protocol.partition('/')[0]}://{named}", protocol)
-    scheme, _, rest = (store or "").partition("://")
-    if "redis" in scheme:
-        usual = _SENTINEL if "sentinel" in scheme else _PORTS["redis"]
-        for node in rest.partition("/")[0].rpartition("@")[2].split(","):
-            parts = urlsplit(f"//{node}")
-            if parts.hostname:
-                yield Endpoint(parts.hostname, parts.port or usual)
+    if store is not None and "redis" in store.partition("://")[0]:
+        yield from _of_redis(store)
+
+
+def _of_redis(url: str) -> Iterator[Endpoint]:
+    parts = urlsplit(url)
+    kind = parts.scheme.partition("+")[2]
+    yield from _listed(parts.netloc.rpartition("@")[2], _SENTINEL if kind == "sentinel" else _PORTS["redis"])
+    for more in parse_qs(parts.query).get("hosts", ()):
+        yield from _listed(more, _PORTS["redis"])
+    if kind:
+        yield from _told(url)
+
+
+def _listed(places: str, usual: int) -> Iterator[Endpoint]:
+    for place in places.split(","):
+        parts = urlsplit(f"//{place}")
+        if parts.hostname:
+            yield Endpoint(parts.hostname, parts.port or usual)
+
+
+def _told(url: str) -> tuple[Endpoint, ...]:
+    try:
+        return _asked(url)
+    except StoreUnavailable as error:
+        logger.warning("agentguard: %s; only those of its URL can be reached. Name the others by `?hosts=HOST:PORT,...`", error)
+        return ()
+
+
+@functools.cache  # the kernel's boundary never widens: what was known first is what holds
+def _asked(url: str) -> tuple[Endpoint, ...]:
+    from agentguard.stores.redis import servers
+
+    return tuple(Endpoint(host, port) for host, port in servers(url))
 
 
 def _usual(signal: str, environ: Mapping[str, str]) -> str:

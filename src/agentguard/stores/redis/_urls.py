@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit, urlunsplit
 
 import redis
@@ -12,12 +13,17 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from agentguard.errors import PolicyError, Problem
+from agentguard.context import own_traffic
+from agentguard.errors import PolicyError, Problem, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TIMEOUT_SECONDS = 0.05
 """How long a connection or an answer may take. The client's own default lets a frozen server block a call for ever."""
 
 SCHEMES = frozenset({"redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"})
+_PATIENT_SECONDS = 1.0
 _PORT = 6379
 _SENTINEL_PORT = 26379
 _SECONDS = re.compile(r"\d+(\.\d+)?|\.\d+")
@@ -59,6 +65,7 @@ class Address(NamedTuple):
         parts = urlsplit(url)
         scheme, _, kind = parts.scheme.partition("+")
         options = parse_qs(parts.query)
+        options.pop("hosts", None)
         fleet = options.pop("fleet", [""])[0]
         timeout = options.pop("timeout", [str(TIMEOUT_SECONDS)])[0]
         leases = options.pop("leases", ["on"])[0]
@@ -106,6 +113,36 @@ def open_async_client(address: Address) -> Any:
         return AsyncCluster(startup_nodes=nodes, **_of_cluster(address), **options)
     sentinel = _untyped(aio.Sentinel)(address.hosts, sentinel_kwargs=options | _transport(address), **options)
     return sentinel.master_for(address.service, AsyncWatched, **_said(address))
+
+
+def servers(url: str) -> tuple[tuple[str, int], ...]:
+    """All servers behind a URL as they are now, also those that may take over: what the sentinels or the cluster's nodes say.
+
+    Raises:
+        StoreUnavailable: None of them says so within a second.
+    """
+    address = Address.parse(url)
+    try:
+        with own_traffic(), closing(open_client(address._replace(timeout_seconds=_PATIENT_SECONDS))) as client:
+            if address.kind == "cluster":
+                return tuple((node.host, node.port) for node in client.get_nodes())
+            return _told_by(client.connection_pool.sentinel_manager.sentinels, address.service)
+    except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
+        message = f"the store {address.shown} does not say which servers it has: {error}"
+        raise StoreUnavailable(message) from error
+
+
+def _told_by(sentinels: Sequence[Any], service: str) -> tuple[tuple[str, int], ...]:
+    """What the first sentinel says that answers: the server, its replicas, and the other sentinels."""
+    for sentinel in sentinels[:-1]:
+        with suppress(redis.RedisError, OSError):
+            return _known_to(sentinel, service)
+    return _known_to(sentinels[-1], service)
+
+
+def _known_to(sentinel: Any, service: str) -> tuple[tuple[str, int], ...]:
+    states = [sentinel.sentinel_master(service), *sentinel.sentinel_slaves(service), *sentinel.sentinel_sentinels(service)]
+    return tuple((state["ip"], state["port"]) for state in states)
 
 
 class Watched(redis.Redis):
