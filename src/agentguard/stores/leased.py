@@ -264,7 +264,7 @@ class LeasedStore:
 
     def _lease(self, request: Reserve, chain: Chain, ask: Amounts) -> bool:
         """Let the chain's slice grow, and take the call from it. False when the store should rather decide."""
-        id, subjects = request.id, request.subjects
+        call, subjects = request.id, request.subjects
         self._listen()
         with self._lock:
             if not self._are_free(subjects):
@@ -276,14 +276,14 @@ class LeasedStore:
                 self._slices[slice_.id] = slice_
         with slice_.turn:
             with self._lock:
-                if self._take(id, chain, ask):  # another thread has let it grow
+                if self._take(call, chain, ask):  # another thread has let it grow
                     return True
                 calls = chain.next_size(now, self._horizon, self._most_calls, slice_.is_begun)
             grown = slice_ is chain.slice and self._give_account(slice_, keeps_left=True, ask=ask, calls=calls)
             with self._lock:
                 if not grown:
                     chain.exact_until = now + self._horizon / 2  # others should have what is left
-                return bool(grown) and self._are_free(subjects) and self._take(id, chain, ask)
+                return bool(grown) and self._are_free(subjects) and self._take(call, chain, ask)
 
     def _reserve_exactly(self, request: Reserve) -> Granted | Refused:
         """Ask the store. What this process has lying idle in the way of the call is given back first."""
