@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from agentguard.context import own_traffic
 from agentguard.demo import member
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from agentguard.demo.stage import Stage
+
+    _Said = queue.SimpleQueue[int | None]
 
 _SECONDS = 60.0
 _SECONDS_TO_LEAVE = 5.0
@@ -38,13 +40,13 @@ class Crew:
     """
 
     def __init__(self, stage: Stage, size: int, policy: Path | None) -> None:
-        self._words: list[queue.SimpleQueue[dict[str, Any]]] = [queue.SimpleQueue() for _ in range(size)]
+        self._said: list[_Said] = [queue.SimpleQueue() for _ in range(size)]
         self._stage = stage
         pairs = [socket.socketpair() for _ in range(size)]
         self._channels = [ours for ours, _ in pairs]
         self._program = self._start(policy, [theirs for _, theirs in pairs])
-        for channel, words in zip(self._channels, self._words, strict=True):
-            threading.Thread(target=self._listen, args=[channel, words], daemon=True).start()
+        for channel, said in zip(self._channels, self._said, strict=True):
+            threading.Thread(target=self._listen, args=[channel, said], daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -60,23 +62,15 @@ class Crew:
             self._program.wait()
 
     def ask(self, deed: str, of: int | None = None) -> int:
-        """Have every process do it, or the first few, and wait for all of them. How often they were refused."""
+        """Have every process do it, or the first few, and wait for all of them. The sum of what they say: refusals, mostly."""
         for channel in self._channels[:of]:
             channel.sendall(f"{deed}\n".encode())
-        return sum(word["refused"] for word in self.hear(of))
+        return sum(self.hear(of))
 
-    def hear(self, of: int | None = None) -> list[dict[str, Any]]:
-        """The next word of every process, or of the first few."""
+    def hear(self, of: int | None = None) -> list[int]:
+        """The next number that every process says, or the first few."""
         deadline = time.monotonic() + _SECONDS
-        return [self._next(words, deadline) for words in self._words[:of]]
-
-    def _next(self, words: queue.SimpleQueue[dict[str, Any]], deadline: float) -> dict[str, Any]:
-        word: dict[str, Any] = {}
-        with contextlib.suppress(queue.Empty):
-            word = words.get(timeout=max(deadline - time.monotonic(), 0.0))
-        if not word:
-            raise RuntimeError("a process of the demo's fleet has ended, or says nothing; what it met stands above")
-        return word
+        return [_next(said, deadline) for said in self._said[:of]]
 
     def _start(self, policy: Path | None, theirs: list[socket.socket]) -> subprocess.Popen[bytes]:
         numbers = [channel.fileno() for channel in theirs]
@@ -89,11 +83,20 @@ class Crew:
             # A session of its own: Ctrl-C ends the demo, which ends them.
             return subprocess.Popen(command, pass_fds=numbers, start_new_session=True)  # noqa: S603 - as written above
 
-    def _listen(self, channel: socket.socket, words: queue.SimpleQueue[dict[str, Any]]) -> None:
+    def _listen(self, channel: socket.socket, said: _Said) -> None:
         with contextlib.suppress(OSError):
-            for said in map(json.loads, channel.makefile()):
-                if "line" in said:
-                    self._stage.tape.show(Line(*said["line"]))
+            for word in map(json.loads, channel.makefile()):
+                if "line" in word:
+                    self._stage.tape.show(Line(*word["line"]))
                 else:
-                    words.put(said)
-        words.put({})
+                    said.put(word["number"])
+        said.put(None)
+
+
+def _next(said: _Said, deadline: float) -> int:
+    number = None
+    with contextlib.suppress(queue.Empty):
+        number = said.get(timeout=max(deadline - time.monotonic(), 0.0))
+    if number is None:
+        raise RuntimeError("a process of the demo's fleet has ended, or says nothing; what it met stands above")
+    return number

@@ -46,9 +46,9 @@ def fleet(stage: Stage) -> list[Fact]:
         policy.write_text(policy_with(server.url))
         with Crew(stage, PROCESSES, policy if stage.is_guarded else None) as crew:
             crew.hear()
-            crew.ask("call")  # each has called once: in the race none is late because it still loads its prices
+            crew.ask("call")  # each has called once, so in the race none is late because it has still something to load
             stage.clear()
-            return [*race(stage, crew, policy), *isolation(stage, crew, policy)]
+            return [*race(stage, crew), *isolation(stage, crew, policy)]
 
 
 def policy_with(store: str) -> str:
@@ -71,7 +71,7 @@ agents:
 """
 
 
-def race(stage: Stage, crew: Crew, policy: Path) -> list[Fact]:
+def race(stage: Stage, crew: Crew) -> list[Fact]:
     """All calls at once, with room for ten."""
     stage.provider.reply(Reply(output_tokens=500, delay=0.1))
     refused = crew.ask("race")
@@ -86,7 +86,7 @@ def race(stage: Stage, crew: Crew, policy: Path) -> list[Fact]:
         )
     ]
     if stage.is_guarded:
-        charged = _charged(policy, tokens)
+        charged = _charged(crew, tokens)
         measured = f"{charged:,} charged, {tokens:,} served"
         facts.append(Fact(claim="Redis counts what the provider counts", measured=measured, holds=charged == tokens))
     stage.provider.reply(Reply())
@@ -100,7 +100,7 @@ def isolation(stage: Stage, crew: Crew, policy: Path) -> list[Fact]:
     provider.reply(Reply(output_tokens=500, chunk_delay=_STALLS))
     crew.ask("read")
     provider.reply(Reply())
-    stopped = _operate(stage, "isolate", READER, "--why", "drill", "--policy", str(policy))
+    stopped = _operate(stage, "isolate", "--why", "drill", "--policy", str(policy))
     _wait(_SECONDS_TO_HANG_UP, lambda: _cut(stage) == PROCESSES)
     cut, calls = _cut(stage), provider.calls
     crew.ask("call")
@@ -121,36 +121,27 @@ def isolation(stage: Stage, crew: Crew, policy: Path) -> list[Fact]:
 def restoration(stage: Stage, crew: Crew, policy: Path) -> Fact:
     """Let the agent go on, and have one process call."""
     calls = stage.provider.calls
-    _operate(stage, "restore", READER, "--why", "it was a drill", "--policy", str(policy))
+    _operate(stage, "restore", "--why", "it was a drill", "--policy", str(policy))
     crew.ask("call", of=1)
     again = stage.provider.calls - calls
     return Fact(claim="once restored, a call goes again", measured=f"{again} of 1 arrived", holds=again == 1)
 
 
-def _charged(policy: Path, tokens: int) -> int:
+def _charged(crew: Crew, tokens: int) -> int:
     """What the ledger says is spent. Processes settle when they have read the answer, a moment after it was sent."""
-    deadline = time.monotonic() + _SECONDS_TO_SETTLE
-    while True:
-        rows = _command("budgets", "--policy", str(policy))["limits"]
-        charged: int = sum(row["spent"] for row in rows)
-        if charged == tokens or time.monotonic() > deadline:
-            return charged
+    _wait(_SECONDS_TO_SETTLE, lambda: crew.ask("count", of=1) == tokens)
+    return crew.ask("count", of=1)
 
 
 def _operate(stage: Stage, verb: str, *arguments: str) -> dict[str, Any]:
     """Run an operator's command, and show it."""
     began = time.time()
-    done = _command(verb, *arguments)
-    stage.tape.show(Line(began, "operator", verb, READER, "done", _confirmed(done)))
-    return done
-
-
-def _command(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "agentguard.cli", *arguments, "--json"]
+    command = [sys.executable, "-m", "agentguard.cli", verb, READER, *arguments, "--json"]
     with own_traffic():  # the stage's own hand, not an agent's child
         ran = subprocess.run(command, stdout=subprocess.PIPE, timeout=_SECONDS, check=False)  # noqa: S603 - as written above
-    answer: dict[str, Any] = json.loads(ran.stdout)
-    return answer
+    done: dict[str, Any] = json.loads(ran.stdout)
+    stage.tape.show(Line(began, "operator", verb, READER, "done", _confirmed(done)))
+    return done
 
 
 def _confirmed(answer: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
     python member.py LLM_URL LLM_ADDRESS POLICY CHANNEL...
 
 A channel is the number of an open socket, one for each process. A line that arrives on it is the name of something to do; a
-line that leaves on it is a JSON object: what came of that, or what the guard tells. Without a policy there is no guard.
+line that leaves on it is a JSON object: a number that came of it, or a line of the guard's. Without a policy there is no guard.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from agentguard import Denied, agent
 from agentguard.demo.names import resolving
 from agentguard.demo.stage import KEY
 from agentguard.demo.tape import Tape
+from agentguard.prices import BundledPrices
 from agentguard.testing import text_of
 
 if TYPE_CHECKING:
@@ -56,17 +57,19 @@ class Member:
         self._lock = threading.Lock()
         self._url = url
         self._client = openai.OpenAI(base_url=url, api_key=KEY)
-        self._guard = agentguard.instrument(policy, observers=[Tape(self._show)]).guard if policy else None
+        self._installed = agentguard.instrument(policy, observers=[Tape(self._show)]) if policy else None
 
     def serve(self) -> None:
         """Do what is asked, until the stage hangs up."""
-        deeds = {"race": self.race, "read": self.read, "call": self.call}
-        self._say(is_ready=True)
+        deeds = {"race": self.race, "read": self.read, "call": self.call, "count": self.count}
+        self._say(number=self._number)
         for line in self._channel.makefile():
-            refused = deeds[line.strip()]()
-            if self._guard is not None:
-                self._guard.flush()  # what it tells comes before what is told of it
-            self._say(refused=refused)
+            number = deeds[line.strip()]()
+            if self._installed is not None:
+                self._installed.guard.flush()  # what it tells comes before what is told of it
+            self._say(number=number)
+        if self._installed is not None:
+            self._installed.uninstrument()
 
     def race(self) -> int:
         """All calls at once. How many were refused."""
@@ -87,6 +90,10 @@ class Member:
         threading.Thread(target=self._read_on, args=[has_begun], daemon=True).start()
         has_begun.wait()
         return 0
+
+    def count(self) -> int:
+        """The tokens that the fleet has spent, as this process finds them in the store."""
+        return sum(balance.spent for _, balance in agentguard.current_guard().usage("fleet"))
 
     @agent(READER)
     def _read_on(self, has_begun: threading.Event) -> None:
@@ -144,15 +151,20 @@ async def _is_refused(client: openai.AsyncOpenAI) -> bool:
     return False
 
 
+def load() -> None:
+    """Import what every process needs, before the forks: it takes seconds, and they have it then."""
+    import openai  # noqa: F401
+
+    import agentguard.stores.redis  # noqa: F401
+
+    BundledPrices().price("openai", _MODEL, 1)
+
+
 def main(url: str, address: str, policy: str, *channels: str) -> None:
     """Fork the processes, and end when they have ended."""
-    import openai  # noqa: F401 - before the forks: it takes a second, and they have it then
-
-    import agentguard.stores.redis  # noqa: F401 - the same
-
+    load()
     if policy:
         os.chdir(Path(policy).parent)  # beside its policy, as a program is: so it is named shortly where a rule of it is told
-
     with resolving({"llm.demo.test": address}):
         sockets = [socket.socket(fileno=int(channel)) for channel in channels]
         for number, channel in enumerate(sockets, 1):
@@ -170,3 +182,4 @@ def main(url: str, address: str, policy: str, *channels: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    os._exit(0)  # to take five interpreters down takes as long as the act

@@ -112,7 +112,7 @@ class Terminal:
 
     def closing(self, report: Report) -> None:
         """Print what was measured, and what it comes to."""
-        table = [_table(report.facts), ""] if report.facts else []
+        table: list[RenderableType] = [_table(report.facts), ""] if report.facts else []
         self._print("", Rule(style="dim"), *table, Text(report.verdict, "bold" if report.ok else "bold red"), *report.hints)
 
     def _show(self, line: Line) -> None:
