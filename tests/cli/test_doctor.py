@@ -13,6 +13,11 @@ import pytest
 
 from agentguard.cli import _checks
 from agentguard.cli._libraries import TESTED, _support
+from agentguard.core.limits import LimitRow
+from agentguard.policy.model import Limit, Unit
+from agentguard.stores.redis import RedisStore
+
+from ..stores.redis_server import PROGRAM, Server  # noqa: TID252 - a server that tests of several folders start
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,6 +114,21 @@ def test_a_collector_that_answers_is_ok(agentguard_json, policy, monkeypatch):
 
     assert code == 0
     assert section(document, "Telemetry")[0]["mark"] == "ok"
+
+
+@pytest.mark.needs(PROGRAM)
+def test_the_counters_are_those_of_the_policys_fleet_and_the_options_of_the_url_are_not_shown(agentguard_json, policy):
+    server = Server()
+    url = f"{server.url}?timeout=5"
+    store = RedisStore(url, fleet="support")
+    store.register([LimitRow.of("fleet", Limit(amount=10, unit=Unit.TOKENS))])
+    store.close()
+    policy.write_text(f"fleet: support\nstore: {url}\n{policy.read_text()}")
+
+    _, document = agentguard_json("doctor", "--no-canary")
+    server.close()
+
+    assert f"store {server.url}: 1 counter" in [line["text"] for line in section(document, "State")]
 
 
 def test_a_store_that_cannot_be_used_is_a_finding(agentguard_json, policy, folder):
