@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from agentguard import Guard, Policy
 from agentguard.testing.plugin import frozen_clock, provider, recorder
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from agentguard.events import Event
 
 __all__ = ["frozen_clock", "provider", "recorder"]
+
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("any machine", settings.default, deadline=None)
+settings.load_profile("any machine")
 
 
 def pytest_collection_finish() -> None:
