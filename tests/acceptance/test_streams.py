@@ -248,7 +248,7 @@ def test_isolation_cuts_an_async_stream_midway(opened, provider, guarded):
 
 # --- left early --------------------------------------------------------------------------------------------------------
 
-LONG = Reply(output_tokens=1500, chunks=75, chunk_delay=0.008)
+LONG = Reply(output_tokens=1500, chunks=75, chunk_delay=0.015)
 
 
 def take(stream, count=35):
