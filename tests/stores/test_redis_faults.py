@@ -433,26 +433,7 @@ async def in_a_loop(store: RedisStore):
     return answer
 
 
-# --- what is said on the channels -----------------------------------------------------------------------------------
-
-
-def test_a_subscription_that_is_killed_at_that_moment_hears_of_it_all_the_same(own):
-    with opened(own.url + PATIENT) as listening, opened(own.url + PATIENT) as telling:
-        heard = threading.Event()
-        watch = listening.watch_isolations(heard.set)
-        assert heard.wait(5)
-        late = []
-        for number in range(5):
-            time.sleep(0.05)
-            heard.clear()
-            own.ask("CLIENT", "KILL", "TYPE", "pubsub")
-            telling.isolate(f"agent:{number}", on=True, by="ada", why="drill")
-            began = time.perf_counter()
-            assert heard.wait(5)
-            late.append(time.perf_counter() - began)
-        watch.close()
-
-    assert sorted(late)[2] < 0.05, late
+# --- a cluster ------------------------------------------------------------------------------------------------------
 
 
 def test_a_cluster_of_one_node_keeps_a_fleet_in_one_slot():

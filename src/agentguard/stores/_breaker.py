@@ -25,12 +25,16 @@ class Breaker:
 
     Args:
         probe: Asks the store for anything; raises when there is no answer. It is called on a thread of its own.
-        on_closed: Called on that thread when the store answers again.
+        monotonic: The clock by which failures are near each other.
     """
 
-    def __init__(self, probe: Callable[[], object], on_closed: Callable[[], None] | None = None) -> None:
+    def __init__(self, probe: Callable[[], object], monotonic: Callable[[], float] = time.monotonic) -> None:
         self._probe = probe
-        self._on_closed = on_closed
+        self._monotonic = monotonic
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as in a forked child: the thread that probes is the parent's."""
         self._lock = threading.Lock()
         self._failures: deque[float] = deque(maxlen=FAILURES)
         self._closing = threading.Event()
@@ -52,7 +56,7 @@ class Breaker:
 
     def failed(self, message: str) -> None:
         """Note that a verb got no answer. `message` says why, and is what the next ones raise."""
-        now = time.monotonic()
+        now = self._monotonic()
         with self._lock:
             self._failures.append(now)
             is_full = len(self._failures) == FAILURES and now - self._failures[0] <= WITHIN_SECONDS
@@ -61,16 +65,11 @@ class Breaker:
             self._message = f"{message} It is asked again every {PROBE_SECONDS:g} s, and no call waits for it until then."
         threading.Thread(target=self._ask_again, name="agentguard-store-probe", daemon=True).start()
 
-    def reset(self) -> None:
-        """Begin anew in a forked child: the thread that probes is the parent's."""
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        self._failures.clear()
-        self._message = None
-
     def close(self) -> None:
-        """Ask no more."""
-        self._closing.set()
+        """Ask no more, and never open again: nobody would ask whether it may close."""
+        with self._lock:
+            self._closing.set()
+            self._message = None
 
     def _ask_again(self) -> None:
         while not self._closing.wait(PROBE_SECONDS):
@@ -81,6 +80,4 @@ class Breaker:
             with self._lock:
                 self._failures.clear()
                 self._message = None
-            if self._on_closed is not None:
-                self._on_closed()
             return
