@@ -61,8 +61,8 @@ def test_a_call_waits_for_what_another_thread_holds_and_is_woken_by_its_settleme
     assert provider.calls == 1
     answers.set()
 
-    first.result(10)
-    second.result(10)
+    first.result(25)
+    second.result(25)
     assert provider.calls == 2
     assert one.spent() == provider.tokens
 
@@ -80,7 +80,7 @@ def test_a_call_waits_for_what_another_task_holds(provider, guarded):
             await auntil(lambda: one.guard.changes.waiting)
             assert provider.calls == 1
             answers.set()
-            await asyncio.wait_for(asyncio.gather(first, second), 10)
+            await asyncio.wait_for(asyncio.gather(first, second), 25)
 
     asyncio.run(main())
 
@@ -116,7 +116,7 @@ def test_a_call_waits_for_what_another_process_holds(provider, guarded, openai_c
         assert provider.calls == 0
         holder.stdin.write("\n")
         holder.stdin.flush()
-        waiting.result(10)
+        waiting.result(25)
 
     assert provider.calls == 1
     assert one.spent() == provider.tokens + 20
@@ -136,7 +136,7 @@ def test_a_call_that_waits_too_long_is_refused(provider, guarded, openai_client,
     assert 0.2 <= time.monotonic() - started < AT_ONCE
     assert refused.value.held > 800
     answers.set()
-    first.result(10)
+    first.result(25)
     assert provider.calls == 1
 
 
@@ -175,7 +175,7 @@ def test_what_is_spent_refuses_at_once_even_while_others_hold(provider, guarded,
 
     assert time.monotonic() - started < AT_ONCE
     answers.set()
-    holder.result(10)
+    holder.result(25)
 
 
 def test_nobody_waits_for_a_stream_of_the_same_thread(provider, guarded, openai_client):
@@ -267,7 +267,7 @@ def test_a_limit_on_calls_at_once_lets_everybody_through_in_turn(provider, guard
     provider.reply(lambda request: seen.append(provider.in_flight) or Reply(delay=0.002))
 
     for future in [pool.submit(create, openai_client) for _ in range(12)]:
-        future.result(20)
+        future.result(25)
 
     assert provider.calls == 12
     assert max(seen) <= 2
@@ -281,7 +281,7 @@ def test_a_limit_on_calls_at_once_lets_every_task_through_in_turn(provider, guar
 
     async def main():
         async with openai.AsyncOpenAI(base_url=provider.url("/v1"), api_key="sk-test") as client:
-            await asyncio.wait_for(asyncio.gather(*(create(client) for _ in range(12))), 20)
+            await asyncio.wait_for(asyncio.gather(*(create(client) for _ in range(12))), 25)
 
     asyncio.run(main())
 
@@ -300,7 +300,7 @@ def test_a_limit_on_calls_at_once_that_is_waited_for_too_long_is_a_rate_limit(pr
         create(openai_client)
 
     answers.set()
-    first.result(10)
+    first.result(25)
     assert provider.calls == 1
 
 
