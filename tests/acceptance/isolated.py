@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 import urllib.request
@@ -50,6 +51,7 @@ def decide(url: str) -> None:
 if __name__ == "__main__":
     import agentguard.core.call
 
+    signal.alarm(300)  # a run of tests that was killed ends nobody
     policy, store, url, what = sys.argv[1:]
     agentguard.instrument(policy, store=store)
     (stream if what == "stream" else decide)(url)
