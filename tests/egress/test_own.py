@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from agentguard.egress.boundary import Endpoint
+from agentguard.egress.kernel.activate import availability
 from agentguard.egress.own import own_endpoints
 
 from ..stores.redis_server import PROGRAM, free_port  # noqa: TID252 - servers that two folders of tests start
@@ -82,3 +87,52 @@ def test_a_cluster_is_asked_for_all_of_its_nodes():
     cluster.close()
 
     assert set(reached) == {Endpoint("127.0.0.1", node.port) for node in cluster.servers}
+
+
+UNDER_THE_FILTER = """
+import sys, agentguard
+from agentguard.core.limits import LimitRow
+from agentguard.errors import AgentGuardError
+from agentguard.policy.model import Limit, Unit
+
+with agentguard.instrument(sys.argv[1], egress="kernel"):
+    guard = agentguard.current_guard()
+    guard.store.register([LimitRow.of("agent:bot", Limit(amount=5000, unit=Unit.TOKENS))])
+    for line in sys.stdin:
+        try:
+            said = [balance.amount for _, balance in guard.store.rows()]
+        except (AgentGuardError, OSError) as error:
+            said = f"{type(error).__name__}: {error}"
+        print(str(said).replace(chr(10), " "), flush=True)
+"""
+
+
+@pytest.mark.storm
+@pytest.mark.needs(PROGRAM)
+@pytest.mark.skipif(bool(availability()), reason=f"no kernel enforcement: {availability()}")
+def test_a_program_under_the_filter_goes_on_with_the_replica_that_is_promoted(tmp_path):
+    replicated = Replicated()
+    policy = tmp_path / "agentguard.yaml"
+    policy.write_text(
+        f"version: 1\nstore: {replicated.url}?timeout=1\nagents:\n  - name: bot\n"
+        "    external_calls: {allowed_domains: [api.example.com]}\n"
+    )
+    environ = os.environ | {"AGENTGUARD_STATE_DIR": str(tmp_path / "state"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = subprocess.Popen(
+        [sys.executable, "-c", UNDER_THE_FILTER, str(policy)], stdin=-1, stdout=-1, stderr=-1, text=True, env=environ
+    )
+
+    def says() -> str:
+        program.stdin.write("\n")
+        program.stdin.flush()
+        return program.stdout.readline()
+
+    before = says()
+    replicated.master.kill()
+    without = says()
+    wait_until(lambda: "5000" in says(), "an answer of the replica")
+    program.communicate(timeout=20)
+    replicated.close()
+
+    assert "5000" in before
+    assert without.startswith("StoreUnavailable")
