@@ -40,7 +40,7 @@ def is_in_step(master: Server, replica: Server) -> bool:
 
 def follow(master: Server, replica: Server) -> None:
     """Wait until what is written reaches the replica: a master begins to send about a second after the first copy."""
-    master.ask("FLUSHALL")
+    wait_until(lambda: master.ask("FLUSHALL"), "a master that takes what is written")
     wait_until(lambda: is_in_step(master, replica), "a replica in step")
 
 
