@@ -93,7 +93,7 @@ def prepare(resolv_conf: str) -> None:
 def outcome(url: str) -> dict[str, object]:
     """What a call to a URL comes to."""
     try:
-        return {"status": httpx2.get(url, timeout=5).status_code}
+        return {"status": httpx2.get(url, timeout=30).status_code}
     except agentguard.Denied as denied:
         return {
             "denied": type(denied).__name__,
@@ -108,7 +108,7 @@ def outcome(url: str) -> dict[str, object]:
 
 def call_until_refused(url: str, most: int) -> dict[str, object]:
     """Call again and again; how many were admitted, and what ended it."""
-    with httpx2.Client() as client:
+    with httpx2.Client(timeout=30) as client:
         for number in range(most):
             try:
                 client.get(url)
