@@ -33,7 +33,7 @@ def demo(tmp_path_factory):
         environment |= {"COLUMNS": str(columns), "AGENTGUARD_STATE_DIR": str(folder), "PYTHONIOENCODING": "utf-8", **settings}
         command = [sys.executable, "-m", "agentguard.cli", "demo", "--fast", *arguments]
         return subprocess.run(
-            command, env=environment, cwd=folder, capture_output=True, encoding="utf-8", timeout=110, check=False
+            command, env=environment, cwd=folder, capture_output=True, encoding="utf-8", timeout=240, check=False
         )
 
     return run

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from agentguard.context import own_traffic
 from agentguard.demo import member
+from agentguard.demo.held import held
 from agentguard.demo.tape import Line
 
 if TYPE_CHECKING:
+    import subprocess
     from types import TracebackType
 
     from agentguard.demo.stage import Stage
@@ -31,7 +29,7 @@ _SECONDS_TO_LEAVE = 5.0
 
 
 class Crew:
-    """Processes that do what they are asked, all at the same time. They end with its `with` block, and with this process.
+    """Processes that do what they are asked, all at the same time. They end with its `with` block.
 
     Args:
         stage: Where they play.
@@ -44,22 +42,24 @@ class Crew:
         self._stage = stage
         pairs = [socket.socketpair() for _ in range(size)]
         self._channels = [ours for ours, _ in pairs]
-        self._program = self._start(policy, [theirs for _, theirs in pairs])
-        for channel, said in zip(self._channels, self._said, strict=True):
-            threading.Thread(target=self._listen, args=[channel, said], daemon=True).start()
+        self._held = self._start(policy, [theirs for _, theirs in pairs])
+        listening = zip(self._channels, self._said, strict=True)
+        self._listeners = [threading.Thread(target=self._listen, args=both, daemon=True) for both in listening]
+        for thread in self._listeners:
+            thread.start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        for channel in self._channels:
-            with channel, contextlib.suppress(OSError):
-                channel.shutdown(socket.SHUT_RDWR)
-        try:
-            self._program.wait(_SECONDS_TO_LEAVE)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._program.pid, signal.SIGKILL)
-            self._program.wait()
+        with contextlib.ExitStack() as undo:
+            for channel in self._channels:
+                undo.enter_context(channel)
+                with contextlib.suppress(OSError):  # it has ended already
+                    channel.shutdown(socket.SHUT_WR)
+            if error is None:
+                self._await_end()
+        self._held.communicate()
 
     def ask(self, deed: str, of: int | None = None) -> int:
         """Have every process do it, or the first few, and wait for all of them. The sum of what they say: refusals, mostly."""
@@ -72,24 +72,28 @@ class Crew:
         deadline = time.monotonic() + _SECONDS
         return [_next(said, deadline) for said in self._said[:of]]
 
-    def _start(self, policy: Path | None, theirs: list[socket.socket]) -> subprocess.Popen[bytes]:
+    def _await_end(self) -> None:
+        """Let them tell what is left to tell, and leave."""
+        deadline = time.monotonic() + _SECONDS_TO_LEAVE
+        for thread in self._listeners:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def _start(self, policy: Path | None, theirs: list[socket.socket]) -> subprocess.Popen[str]:
         numbers = [channel.fileno() for channel in theirs]
         stage = self._stage
         arguments = [stage.llm_url("/v1"), stage.provider.host, str(policy or ""), *map(str, numbers)]
         command = [sys.executable, "-P", str(Path(member.__file__)), *arguments]
-        with own_traffic(), contextlib.ExitStack() as undo:  # the stage's own hand, not an agent's child
+        with contextlib.ExitStack() as undo:
             for channel in theirs:
                 undo.enter_context(channel)
-            # A session of its own: Ctrl-C ends the demo, which ends them.
-            return subprocess.Popen(command, pass_fds=numbers, start_new_session=True)  # noqa: S603 - as written above
+            return held(command, numbers)
 
     def _listen(self, channel: socket.socket, said: _Said) -> None:
-        with contextlib.suppress(OSError):
-            for word in map(json.loads, channel.makefile()):
-                if "line" in word:
-                    self._stage.tape.show(Line(*word["line"]))
-                else:
-                    said.put(word["number"])
+        for word in map(json.loads, channel.makefile()):
+            if "line" in word:
+                self._stage.tape.show(Line(*word["line"]))
+            else:
+                said.put(word["number"])
         said.put(None)
 
 

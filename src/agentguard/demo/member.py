@@ -169,13 +169,11 @@ def main(url: str, address: str, policy: str, *channels: str) -> None:
         sockets = [socket.socket(fileno=int(channel)) for channel in channels]
         for number, channel in enumerate(sockets, 1):
             if os.fork() == 0:
-                for other in sockets:
-                    if other is not channel:
-                        other.close()
-                Member(number, channel, url, Path(policy).name).serve()
+                try:
+                    Member(number, channel, url, Path(policy).name).serve()
+                finally:
+                    channel.shutdown(socket.SHUT_RDWR)  # closing would not do: others have inherited it
                 return
-        for one in sockets:
-            one.close()
         for _ in channels:
             os.wait()
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import secrets
 import shutil
 import socket
-import subprocess
 from typing import TYPE_CHECKING, Self
 
-from agentguard.context import own_traffic
+from agentguard.demo.held import held
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
     from types import TracebackType
 
 PROGRAMS = ("redis-server", "valkey-server")
 
-# The shell holds the server: it ends it as soon as nobody holds the other end of its input, whatever has become of the demo.
-_HOLD = '"$1" "$2" & exec >&-; read -r _; kill -9 $!'
 _TRIES = 3
 
 
@@ -43,32 +41,25 @@ class RedisServer:
             self._held = self._start(program, folder)
             if self._is_ready():
                 return
-            self._end()
+            self._held.communicate()
         raise RuntimeError(f"{program} does not start")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._end()
+        self._held.communicate()
 
     def _start(self, program: str, folder: Path) -> subprocess.Popen[str]:
         port, password = _free_port(), secrets.token_hex(16)
         self.url = f"redis://:{password}@127.0.0.1:{port}/0?timeout=5"  # patient: a stage may be a busy laptop
         settings = folder / "redis.conf"
         settings.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {password}\nsave ""\nappendonly no\ndir "{folder}"\n')
-        command = ["/bin/sh", "-c", _HOLD, "sh", program, str(settings)]
-        with own_traffic():  # the stage's own hand, not an agent's child
-            return subprocess.Popen(  # noqa: S603 - as written above
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-            )
+        return held([program, str(settings)])
 
     def _is_ready(self) -> bool:
         assert self._held.stdout is not None  # noqa: S101 - a pipe was asked for
         return any("ready to accept connections" in line.lower() for line in self._held.stdout)
-
-    def _end(self) -> None:
-        self._held.communicate()  # its input ends here
 
 
 def _free_port() -> int:
