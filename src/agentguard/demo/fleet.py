@@ -32,7 +32,8 @@ ROOM = 10
 
 _SECONDS = 60
 _SECONDS_TO_SETTLE = 5.0
-_SECONDS_TO_HANG_UP = 1.0
+_SECONDS_TO_CUT = 5.0
+_SECONDS_OF_THE_CONTROL = 0.5
 _STALLS = 600.0
 
 
@@ -100,8 +101,8 @@ def isolation(stage: Stage, crew: Crew, policy: Path) -> list[Fact]:
     provider.reply(Reply(output_tokens=500, chunk_delay=_STALLS))
     crew.ask("read")
     provider.reply(Reply())
-    stopped = _operate(stage, "isolate", "--why", "drill", "--policy", str(policy))
-    _wait(_SECONDS_TO_HANG_UP, lambda: _cut(stage) == PROCESSES)
+    stopped = _operate(stage, "isolate", policy, "drill")
+    _wait(_SECONDS_TO_CUT if stage.is_guarded else _SECONDS_OF_THE_CONTROL, lambda: _cut(stage) == PROCESSES)
     cut, calls = _cut(stage), provider.calls
     crew.ask("call")
     more = provider.calls - calls
@@ -121,7 +122,7 @@ def isolation(stage: Stage, crew: Crew, policy: Path) -> list[Fact]:
 def restoration(stage: Stage, crew: Crew, policy: Path) -> Fact:
     """Let the agent go on, and have one process call."""
     calls = stage.provider.calls
-    _operate(stage, "restore", "--why", "it was a drill", "--policy", str(policy))
+    _operate(stage, "restore", policy, "it was a drill")
     crew.ask("call", of=1)
     again = stage.provider.calls - calls
     return Fact(claim="once restored, a call goes again", measured=f"{again} of 1 arrived", holds=again == 1)
@@ -133,10 +134,11 @@ def _charged(crew: Crew, tokens: int) -> int:
     return crew.ask("count", of=1)
 
 
-def _operate(stage: Stage, verb: str, *arguments: str) -> dict[str, Any]:
+def _operate(stage: Stage, verb: str, policy: Path, why: str) -> dict[str, Any]:
     """Run an operator's command, and show it."""
     began = time.time()
-    command = [sys.executable, "-m", "agentguard.cli", verb, READER, *arguments, "--json"]
+    options = ["--why", why, "--policy", str(policy), "--wait", "10s", "--json"]
+    command = [sys.executable, "-m", "agentguard.cli", verb, READER, *options]
     with own_traffic():  # the stage's own hand, not an agent's child
         ran = subprocess.run(command, stdout=subprocess.PIPE, timeout=_SECONDS, check=False)  # noqa: S603 - as written above
     done: dict[str, Any] = json.loads(ran.stdout)
