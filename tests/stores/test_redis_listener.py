@@ -121,7 +121,7 @@ def test_a_restored_subject_is_read_and_not_told(listening, telling):
 
 @pytest.mark.parametrize("said", ["", "7", "null", "{", "[1]", '[1, 2, 3, 4, "x"]', '["x", "a", "b", "c", "1"]', "\u00ff"])
 def test_nothing_that_anybody_publishes_makes_a_process_deaf(listening, telling, own, said):
-    own.ask("PUBLISH", telling._changes, said)
+    own.ask("PUBLISH", telling._keys.isolations, said)
 
     isolate(telling, "agent:a")
 
@@ -154,7 +154,7 @@ def test_a_recall_that_is_none_is_passed_over(own, telling, said):
     other = RedisStore(own.url + PATIENT)
     watch = other.watch_recalls(recalled.append)
     until(lambda: subscribed(own) == 1)
-    own.ask("PUBLISH", telling._recalled.channel, said)
+    own.ask("PUBLISH", telling._keys.recalls, said)
 
     telling.recall(["row"])
 
@@ -176,7 +176,7 @@ def test_an_isolation_is_heard_of_when_the_subscription_is_killed_at_that_moment
 
 def test_what_was_said_while_the_server_was_away_is_read_when_it_is_back(listening, telling, own):
     own.kill()
-    until(lambda: listening.store._steered._wait > 0.1)  # it has tried in vain for a while
+    until(lambda: listening.store._channels._steered._wait > 0.1)  # it has tried in vain for a while
     own.start()
     isolate(telling, "agent:a")
 
@@ -185,19 +185,19 @@ def test_what_was_said_while_the_server_was_away_is_read_when_it_is_back(listeni
 
 def test_after_an_outage_a_killed_subscription_heals_as_fast_as_before_it(listening, own):
     own.kill()
-    until(lambda: listening.store._steered._wait > 0.1)
+    until(lambda: listening.store._channels._steered._wait > 0.1)
     own.start()
     until(lambda: subscribed(own) == 1)
 
-    until(lambda: listening.store._steered._wait < 0.01)
+    until(lambda: listening.store._channels._steered._wait < 0.01)
 
 
 def test_a_message_that_was_lost_is_found_by_a_look_at_the_epoch(listening, telling, own):
     isolate(telling, "agent:a")
     assert listening.reads("agent:a")
 
-    own.ask("HSET", telling._isolated, "agent:b", json.dumps(["ada", "drill", "0"]))
-    own.ask("SET", telling._control, struct.pack("<dd", 2, 2))  # the second epoch, of which nothing was said
+    own.ask("HSET", telling._keys.isolated, "agent:b", json.dumps(["ada", "drill", "0"]))
+    own.ask("SET", telling._keys.control, struct.pack("<dd", 2, 2))  # the second epoch, of which nothing was said
 
     assert listening.reads("agent:a", "agent:b")
 

@@ -14,18 +14,13 @@ import asyncio
 import json
 import os
 import struct
-import threading
-import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
 from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused, Row
 from agentguard.errors import PolicyError, Problem
-from agentguard.policy.model import Per
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._holder import Holder
-from agentguard.stores._watchers import Together, Watchers
+from agentguard.stores._watchers import Together
 from agentguard.stores.base import (
     FORGET_MEMBER_SECONDS,
     GRANTED,
@@ -40,8 +35,10 @@ from agentguard.stores.base import (
     Settled,
 )
 from agentguard.stores.redis._batches import Batches
+from agentguard.stores.redis._channels import Channels, isolation_of
+from agentguard.stores.redis._janitor import Janitor, open_holds
+from agentguard.stores.redis._keys import Keys
 from agentguard.stores.redis._link import Link
-from agentguard.stores.redis._listener import Listener
 from agentguard.stores.redis._own import OwnCounts
 from agentguard.stores.redis._packing import (
     MICROS,
@@ -69,11 +66,6 @@ HOLD_SECONDS = 600.0
 LEARNING_SECONDS = 2.0
 """How long nothing is granted after the server has lost what it was told: every guard looks at it once a second."""
 
-IDLE_SECONDS = 30 * 86400.0
-"""How long the row of a session, an interaction or a call is kept after its last use; the rows of all others for ever."""
-
-_SHORT_LIVED = (Per.SESSION, Per.INTERACTION, Per.CALL)
-_PRUNE_EVERY_SECONDS = 3600.0
 _BATCH = 200
 _LOST = b"lost"
 _CONTROL = struct.Struct("<d")
@@ -101,30 +93,16 @@ class RedisStore:
         self._link = Link(address, scripts or Scripts())
         self._batches = Batches(self._link)
         self.is_leased: bool = address.is_leased
-        prefix = f"ag:{{{quote(address.fleet or fleet, safe='')}}}:"
-        self._row = f"{prefix}r:"
-        self._hold = f"{prefix}h:"
-        self._state, self._limits, self._ids, self._open, self._told = (
-            f"{prefix}{name}" for name in ("state", "limits", "ids", "open", "told")
-        )
-        self._control, self._isolated, self._members, self._heard = (
-            f"{prefix}{name}" for name in ("control", "isolated", "members", "heard")
-        )
-        self._front = (self._state, self._open)
-        self._settlements, self._changes = f"{prefix}settlements", f"{prefix}isolations"
-        self._holders = f"{prefix}holders"
+        self._keys = Keys(address.fleet or fleet)
+        self._front = (self._keys.state, self._keys.open)
         self._me = Holder.of_this_process()
         self._name = str(self._me)
         self._teller = _teller(self._name)
         self._own = OwnCounts()
         self._generation = ""
         self._is_listed = False
-        self._prune_at = 0.0
-        self._settled = Listener(self._link, self._settlements)
-        self._isolating: Watchers[[int, Isolation]] = Watchers()
-        self._steered = Listener(self._link, self._changes, self.epoch, self._hear_of_isolation)
-        self._recalls: Watchers[[Sequence[str]]] = Watchers()
-        self._recalled = Listener(self._link, f"{prefix}recalls", hear=self._hear_of_recall)
+        self._janitor = Janitor(self._link, self._keys, self._charge)
+        self._channels = Channels(self._link, self._keys, self.epoch)
         self._orphans: set[asyncio.Task[Any]] = set()
         survive_forks(self)
 
@@ -142,10 +120,16 @@ class RedisStore:
             if row.limit.amount >= MOST_EXACT:
                 raise _too_large(row)
         self._own.know(rows)
-        keys = [self._state, self._limits, self._ids, self._holders_here, *(self._row + row.key for row in rows)]
+        keys = [
+            self._keys.state,
+            self._keys.limits,
+            self._keys.ids,
+            self._keys.holders(self._me),
+            *(self._keys.row + row.key for row in rows),
+        ]
         answer = [_LOST]
         while answer[0] == _LOST:
-            arguments: list[str | bytes] = [self._generation, _new_generation(), self._name, self._settlements]
+            arguments: list[str | bytes] = [self._generation, _new_generation(), self._name, self._keys.settlements]
             for row in rows:
                 arguments += (row.key, pack_registration(row), pack_row(Row.of(row.key, row.limit), row.limit))
             answer = self._link.run("register", keys, arguments)
@@ -159,7 +143,7 @@ class RedisStore:
         keys = tuple(keys)
         self._own.forget(keys)
         if keys:
-            self._link.run("forget", [self._limits, *(self._row + key for key in keys)], ["", *keys])
+            self._link.run("forget", [self._keys.limits, *self._keys.rows(keys)], ["", *keys])
 
     # --- one call ---------------------------------------------------------------------------------------------------
 
@@ -234,7 +218,7 @@ class RedisStore:
         while True:
             answer = self._link.run("lease", *self._accounted(account, keys))
             if answer[0] == b"keys":
-                keys = self._keys(key.decode() for key in answer[1:])
+                keys = self._keys.of_rows(key.decode() for key in answer[1:])
             elif answer[0] == _LOST:
                 self._tell_again()
             else:
@@ -243,20 +227,19 @@ class RedisStore:
             self._own.drop(account.id)
             return Refused(RefusalKind.UNREGISTERED, account.id)
         if answer[0] == b"refused":
-            return refused_of(answer[1], len(self._row))
+            return refused_of(answer[1], len(self._keys.row))
         _, now, calls, crossed = answer
         self._own.lease(account, calls, now / MICROS)
-        self._settled.watchers.announce()
-        return Accounted(calls, crossed_of(crossed, len(self._row)))
+        self._channels.say_settled()
+        return Accounted(calls, crossed_of(crossed, len(self._keys.row)))
 
     def recall(self, keys: Sequence[str]) -> None:
         """Ask whoever holds slices of these rows to give back what no call holds."""
-        said = json.dumps(list(keys))
-        self._link.ask(lambda client: client.publish(self._recalled.channel, said))
+        self._channels.recall(keys)
 
     def watch_recalls(self, on_recall: Callable[[Sequence[str]], None]) -> Closeable:
         """Call `on_recall` with the rows that any process has recalled."""
-        return Together(self._recalls.add(on_recall), self._recalled.add(_hear_nothing))
+        return self._channels.watch_recalls(on_recall)
 
     # --- the ledger -------------------------------------------------------------------------------------------------
 
@@ -267,7 +250,7 @@ class RedisStore:
 
     def rows(self) -> Sequence[tuple[LimitRow, Balance]]:
         """Every row, in the order in which they were registered."""
-        written = self._link.ask(lambda client: client.hgetall(self._limits))
+        written = self._link.ask(lambda client: client.hgetall(self._keys.limits))
         limits = [unpack_registration(key.decode(), text) for key, text in written.items()]
         found: list[tuple[LimitRow, Row, float]] = []
         for start in range(0, len(limits), _BATCH):
@@ -279,24 +262,23 @@ class RedisStore:
     def holds(self) -> Sequence[Hold]:
         """What the calls in flight hold; the earliest deadline first."""
         holds: list[Hold] = []
-        for ids in self._open_calls():
-            packed = self._packed(ids)
-            read = [(call, deadline, *unpack_hold(hold)) for (call, deadline), hold in zip(ids, packed, strict=True) if hold]
-            keys = list(dict.fromkeys(key for *_, items in read for key, _, _ in items))
-            known = {key: row.id for key, row in zip(keys, self._read(self._keys(keys))[1], strict=True) if row is not None}
-            for call, deadline, holder, items in read:
-                charges = [Charge(key[len(self._row) :], held) for key, row_id, held in items if known.get(key) == row_id]
-                holds.append(Hold(call, holder, tuple(charges), deadline))
+        for batch in open_holds(self._link, self._keys):
+            read = [(hold, *unpack_hold(hold.packed)) for hold in batch]
+            keys = self._keys.of_rows(row for _, _, items in read for row, _, _ in items)
+            known = {self._keys.row + row.key: row for row in self._read(keys)[1] if row is not None}
+            for hold, holder, items in read:
+                rows = [(known.get(row), row_id, held) for row, row_id, held in items]
+                charges = [Charge(row.key, held) for row, row_id, held in rows if row is not None and row.id == row_id]
+                holds.append(Hold(hold.id, holder, tuple(charges), hold.deadline))
         return holds
 
     # --- isolation --------------------------------------------------------------------------------------------------
 
     def isolate(self, subject: str, *, on: bool, by: str, why: str) -> int:
         """Stop a subject, or restore it."""
-        arguments = ["1" if on else "", subject, by, why, self._changes]
-        epoch = int(self._link.run("isolate", [self._control, self._isolated], arguments))
-        self._settled.watchers.announce()
-        self._steered.watchers.announce()
+        arguments = ["1" if on else "", subject, by, why, self._keys.isolations]
+        epoch = int(self._link.run("isolate", [self._keys.control, self._keys.isolated], arguments))
+        self._channels.say_isolated()
         return epoch
 
     def isolations(self) -> Sequence[Isolation]:
@@ -305,41 +287,41 @@ class RedisStore:
 
     def dated_isolations(self) -> tuple[int, Sequence[Isolation]]:
         """The epoch and `isolations`, of one moment."""
-        epoch, found = self._link.run("isolations", [self._state], [self._control, self._isolated])
+        epoch, found = self._link.run("isolations", [self._keys.state], [self._keys.control, self._keys.isolated])
         pairs = zip(found[::2], found[1::2], strict=True)
-        isolations = [_isolation(subject.decode(), *json.loads(said)) for subject, said in pairs]
+        isolations = [isolation_of(subject.decode(), *json.loads(said)) for subject, said in pairs]
         return epoch, sorted(isolations, key=lambda isolation: (isolation.at, isolation.subject))
 
     def epoch(self) -> int:
         """The number of changes by `isolate` so far."""
-        control = self._link.ask(lambda client: client.get(self._control))
+        control = self._link.ask(lambda client: client.get(self._keys.control))
         return int(_CONTROL.unpack_from(control)[0]) if control else 0
 
     def watch(self, on_change: Callable[[], None]) -> Closeable:
         """Call `on_change` after settlements and isolations."""
-        return Together(self._settled.add(on_change), self._steered.add(on_change))
+        return Together(self._channels.watch_settlements(on_change), self._channels.watch_isolations(on_change))
 
     def watch_isolations(
         self, on_change: Callable[[], None], on_isolated: Callable[[int, Isolation], None] | None = None
     ) -> Closeable:
         """Call `on_isolated` with what a message says of an isolation, and `on_change` after it."""
-        if on_isolated is None:
-            return self._steered.add(on_change)
-        return Together(self._isolating.add(on_isolated), self._steered.add(on_change))
+        return self._channels.watch_isolations(on_change, on_isolated)
 
     # --- the processes ----------------------------------------------------------------------------------------------
 
     def beat(self, member: Member) -> None:
         """Write down how this process describes itself, and that it was heard of now."""
-        self._link.run("beat", [self._members, self._heard], [member.name, json.dumps(member), _micros(FORGET_MEMBER_SECONDS)])
+        self._link.run(
+            "beat", [self._keys.members, self._keys.heard], [member.name, json.dumps(member), _micros(FORGET_MEMBER_SECONDS)]
+        )
 
     def leave(self, name: str) -> None:
         """Strike a process from the list."""
-        self._link.ask(lambda client: (client.zrem(self._heard, name), client.hdel(self._members, name)))
+        self._link.ask(lambda client: (client.zrem(self._keys.heard, name), client.hdel(self._keys.members, name)))
 
     def members(self) -> Sequence[Member]:
         """The processes that were heard of, without those that have left or are dead."""
-        found = self._link.run("members", [self._members, self._heard], [_micros(FORGET_MEMBER_SECONDS)])
+        found = self._link.run("members", [self._keys.members, self._keys.heard], [_micros(FORGET_MEMBER_SECONDS)])
         members = [Member._make(json.loads(text))._replace(at=at / MICROS) for text, at in found]
         living = [member for member in members if not Holder.parse(member.holder).is_dead(self._me)]
         return sorted(living, key=lambda member: (member.started, member.name))
@@ -349,30 +331,16 @@ class RedisStore:
         ids = self._own.ids()
         for start in range(0, len(ids), _BATCH):
             batch = ids[start : start + _BATCH]
-            self._link.run("renew", [self._open], [_micros(HOLD_SECONDS), len(batch), *batch])
+            self._link.run("renew", [self._keys.open], [_micros(HOLD_SECONDS), len(batch), *batch])
 
     def sweep(self) -> int:
         """Charge the holds of dead processes of this host, and of those past their deadline."""
-        swept = 0
         self._look_whether_lost()
-        while True:
-            overdue, holders = self._link.run("overdue", [self._open, self._holders_here], [_BATCH])
-            swept += sum(self._charge(call.decode(), "overdue") for call in overdue)
-            if len(overdue) < _BATCH:
-                break
-        dead = {name for holder in holders if Holder.parse(name := holder.decode()).is_dead(self._me)}
-        if dead:
-            swept += self._charge_dead(dead)
-        if time.monotonic() >= self._prune_at:
-            self._prune_at = time.monotonic() + _PRUNE_EVERY_SECONDS
-            self._prune()
-        return swept
+        return self._janitor.sweep(self._me)
 
     def close(self) -> None:
         """Free the connections. Open holds stay, and are swept when the process is gone. A later verb connects anew."""
-        self._settled.close()
-        self._steered.close()
-        self._recalled.close()
+        self._channels.close()
         self._link.close()
 
     async def aclose(self) -> None:
@@ -396,22 +364,7 @@ class RedisStore:
         self._teller = _teller(self._name)
         self._own.clear()
         self._is_listed = False
-        self._settled.restart()
-        self._steered.restart()
-        self._isolating.lock = threading.Lock()
-        self._recalls.lock = threading.Lock()
-        self._recalled.restart()
-
-    # --- what is said to all ----------------------------------------------------------------------------------------
-
-    def _hear_of_isolation(self, said: bytes) -> None:
-        with suppress(ValueError, TypeError):  # a restored subject, or not ours: what is true is read all the same
-            epoch, subject, by, why, at = json.loads(said)
-            self._isolating.announce(int(epoch), _isolation(subject, by, why, at))
-
-    def _hear_of_recall(self, said: bytes) -> None:
-        with suppress(ValueError, TypeError):
-            self._recalls.announce([str(key) for key in json.loads(said)])
+        self._channels.restart()
 
     # --- asking and reading answers ---------------------------------------------------------------------------------
 
@@ -419,9 +372,9 @@ class RedisStore:
         call, charges, subjects, force, _ = request
         if len({key for key, _ in charges}) < len(charges):
             raise ValueError(f"a request charges a row twice: {', '.join(charge.row for charge in charges)}")
-        row = self._row
-        keys = [*self._front, self._hold + call, *[row + key for key, _ in charges]]
-        head = (self._joined(), call, self._name, _HOLD_MICROS, "1" if force else "", self._control, self._isolated)
+        row = self._keys.row
+        keys = [*self._front, self._keys.hold + call, *[row + key for key, _ in charges]]
+        head = (self._joined(), call, self._name, _HOLD_MICROS, "1" if force else "", self._keys.control, self._keys.isolated)
         return keys, [*head, *[amount for _, amount in charges], *subjects]
 
     def _granted(self, request: Reserve, answer: Any) -> Granted | Refused:
@@ -430,11 +383,11 @@ class RedisStore:
                 self._own.take(request.id, request.charges, answer / MICROS)
             return GRANTED
         if answer[0] == b"refused":
-            return refused_of(answer[1], len(self._row))
+            return refused_of(answer[1], len(self._keys.row))
         _, now, crossed, refused = answer
         if not self._own.is_open(request.id):
             self._own.take(request.id, request.charges, now / MICROS)
-        prefix = len(self._row)
+        prefix = len(self._keys.row)
         return Granted((), crossed_of(crossed, prefix), refused_of(refused, prefix) if refused else None)
 
     def _joined(self) -> str:
@@ -444,49 +397,49 @@ class RedisStore:
         return self._generation
 
     def _more(self, id: str, charges: Sequence[Charge]) -> tuple[list[str], list[str | int]]:
-        keys = [self._state, self._hold + id, *(self._row + key for key, _ in charges)]
+        keys = [self._keys.state, self._keys.hold + id, *(self._keys.row + key for key, _ in charges)]
         return keys, [self._joined(), id, *(amount for _, amount in charges)]
 
     def _grown(self, id: str, charges: Sequence[Charge], answer: Any) -> Granted | Refused:
         if answer[0] == b"closed":
             return Refused(RefusalKind.UNREGISTERED, id)
         if answer[0] != b"granted":
-            return refused_of(answer[1], len(self._row))
+            return refused_of(answer[1], len(self._keys.row))
         _, now, crossed, amounts = answer
         granted = tuple(Charge(key, amount) for (key, _), amount in zip(charges, amounts, strict=True))
         self._own.take(id, granted, now / MICROS)
-        return Granted(granted, crossed_of(crossed, len(self._row)))
+        return Granted(granted, crossed_of(crossed, len(self._keys.row)))
 
     def _accounted(self, account: Account, others: Iterable[str]) -> tuple[list[str], list[str | int]]:
         part: dict[str, int | str] = dict(account.call)
         keep: dict[str, int | str] = dict(account.keep)
         keys = list(dict.fromkeys((*part, *keep, *others)))
-        arguments: list[str | int] = [self._joined(), account.id, self._name, _HOLD_MICROS, self._settlements]
+        arguments: list[str | int] = [self._joined(), account.id, self._name, _HOLD_MICROS, self._keys.settlements]
         arguments += (account.used.tokens, account.used.nanos, account.used.calls, account.calls, account.share)
         for key in keys:
             arguments += [keep.get(key, ""), part.get(key, "")]
-        rows = [self._row + key for key in keys]
-        return [self._state, self._open, self._hold + account.id, *rows], arguments
+        rows = self._keys.rows(keys)
+        return [self._keys.state, self._keys.open, self._keys.hold + account.id, *rows], arguments
 
     def _ending(self, id: str, keys: Iterable[str], how: str, actual: Amounts) -> tuple[list[str], list[str | int]]:
-        rows = [self._row + key for key in keys]
-        arguments: list[str | int] = [self._joined(), id, self._settlements, how, actual.tokens, actual.nanos, actual.calls]
-        return [self._state, self._open, self._hold + id, *rows], arguments
+        rows = self._keys.rows(keys)
+        arguments: list[str | int] = [self._joined(), id, self._keys.settlements, how, actual.tokens, actual.nanos, actual.calls]
+        return [self._keys.state, self._keys.open, self._keys.hold + id, *rows], arguments
 
     def _close(self, id: str, how: str, actual: Amounts) -> Any:
         """Have a hold settled. The rows that it needs are known here for the calls of this process; else they are looked up."""
         keys: Iterable[str] | None = self._own.keys_of(id)
         while True:
             if keys is None:
-                packed = self._link.ask(lambda client: client.get(self._hold + id))
-                keys = self._keys(key for key, *_ in unpack_hold(packed)[1]) if packed else ()
+                packed = self._link.ask(lambda client: client.get(self._keys.hold + id))
+                keys = self._keys.of_rows(key for key, *_ in unpack_hold(packed)[1]) if packed else ()
             answer = self._link.run("settle", *self._ending(id, keys, how, actual))
             if not isinstance(answer, list):
                 return answer
             if answer[0] == _LOST:
                 self._tell_again()
             elif answer[0] == b"keys":
-                keys = self._keys(key.decode() for key in answer[1:])
+                keys = self._keys.of_rows(key.decode() for key in answer[1:])
             else:
                 return answer
 
@@ -496,8 +449,8 @@ class RedisStore:
             return NOT_SETTLED
         now, crossed = (answer[1], answer[2]) if isinstance(answer, list) else (answer, ())
         self._own.settle(id, actual, now / MICROS)
-        self._settled.watchers.announce()
-        return Settled(True, crossed_of(crossed, len(self._row))) if crossed else SETTLED
+        self._channels.say_settled()
+        return Settled(True, crossed_of(crossed, len(self._keys.row))) if crossed else SETTLED
 
     async def _give_back(self, request: Reserve, asked: asyncio.Task[Any]) -> None:
         """Settle what was granted to a task that no longer waits for it."""
@@ -511,12 +464,8 @@ class RedisStore:
         task.add_done_callback(self._orphans.discard)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    def _keys(self, full: Iterable[str]) -> list[str]:
-        """The keys of rows without what stands in front of them, each once."""
-        return [key[len(self._row) :] for key in dict.fromkeys(full)]
-
     def _read(self, keys: Sequence[str]) -> tuple[float, list[Row | None]]:
-        now, found = self._link.run("read", [self._row + key for key in keys])
+        now, found = self._link.run("read", self._keys.rows(keys))
         return now / MICROS, [
             None if packed is None else unpack_row(key, packed) for key, packed in zip(keys, found, strict=True)
         ]
@@ -526,7 +475,7 @@ class RedisStore:
     def _look_whether_lost(self) -> None:
         """A process that asks for nothing looks too, so that its part is told while the others still wait for it."""
         if self._generation:
-            state = self._link.ask(lambda client: client.get(self._state))
+            state = self._link.ask(lambda client: client.get(self._keys.state))
             if state is None or state[:16] != self._generation.encode():
                 self._tell_again()
 
@@ -534,8 +483,15 @@ class RedisStore:
         """Tell a server that has lost its memory what this process has taken."""
         rows, holds = self._own.all()
         places = {row.key: place for place, (_, row) in enumerate(rows, 1)}
-        keys = [self._state, self._limits, self._ids, self._told, self._open, self._holders_here]
-        keys += [self._row + row.key for _, row in rows] + [self._hold + call for call in holds]
+        keys = [
+            self._keys.state,
+            self._keys.limits,
+            self._keys.ids,
+            self._keys.told,
+            self._keys.open,
+            self._keys.holders(self._me),
+        ]
+        keys += [self._keys.row + row.key for _, row in rows] + [self._keys.hold + call for call in holds]
         arguments: list[str | bytes | int] = [
             _new_generation(), self._teller, _micros(LEARNING_SECONDS), _micros(HOLD_SECONDS), len(rows)
         ]  # fmt: skip
@@ -550,58 +506,6 @@ class RedisStore:
     def _charge(self, id: str, how: str) -> bool:
         answer = self._close(id, how, Amounts())
         return not (isinstance(answer, list) and answer[0] == b"closed")
-
-    def _charge_dead(self, dead: set[str]) -> int:
-        """Charge what processes hold that are gone, and strike them from the host's list."""
-        swept = 0
-        for ids in self._open_calls():
-            packed = self._packed(ids)
-            for (call, _), hold in zip(ids, packed, strict=True):
-                if hold and unpack_hold(hold)[0] in dead:
-                    swept += self._charge(call, "dead")
-        self._link.ask(lambda client: client.srem(self._holders_here, *dead))
-        return swept
-
-    def _open_calls(self) -> Iterable[list[tuple[str, float]]]:
-        """The open calls with their deadlines, in batches."""
-        found = self._link.ask(lambda client: client.zrange(self._open, 0, -1, withscores=True))
-        calls = [(call.decode(), deadline / MICROS) for call, deadline in found]
-        return (calls[start : start + _BATCH] for start in range(0, len(calls), _BATCH))
-
-    def _packed(self, calls: Sequence[tuple[str, float]]) -> list[bytes | None]:
-        keys = [self._hold + call for call, _ in calls]
-        return cast("list[bytes | None]", self._link.ask(lambda client: client.mget(keys)))
-
-    def _some_limits(self, cursor: int) -> tuple[int, dict[bytes, bytes]]:
-        return cast(
-            "tuple[int, dict[bytes, bytes]]", self._link.ask(lambda client: client.hscan(self._limits, cursor, count=_BATCH))
-        )
-
-    def _prune(self) -> None:
-        """Drop rows of sessions, interactions and calls that are long idle."""
-        now, _ = self._link.run("read", ())
-        since = repr(now / MICROS - IDLE_SECONDS)
-        cursor = 0
-        while True:
-            cursor, written = self._some_limits(cursor)
-            limits = [unpack_registration(key.decode(), text) for key, text in written.items()]
-            idle = [limit.key for limit in limits if limit.limit.per in _SHORT_LIVED]
-            if idle:
-                self._link.run("forget", [self._limits, *(self._row + key for key in idle)], [since, *idle])
-            if not cursor:
-                return
-
-    @property
-    def _holders_here(self) -> str:
-        return f"{self._holders}:{self._me.boot}:{self._me.namespace}"
-
-
-def _isolation(subject: str, by: str, why: str, at: str) -> Isolation:
-    return Isolation(subject, by, why, int(at) / MICROS)
-
-
-def _hear_nothing() -> None:
-    """Who listens to recalls is told of each by its own way."""
 
 
 def _unknown(request: Reserve) -> Refused:
