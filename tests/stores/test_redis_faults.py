@@ -24,6 +24,8 @@ from .redis_topologies import is_in_step, wait_until
 
 pytestmark = pytest.mark.needs(PROGRAM)
 PATIENT = "?timeout=5"
+SHORT = "?timeout=0.3"
+"""For tests that wait until it is over: more than a call has by default, since a busy machine may take that long to answer."""
 
 
 def row(subject: str, amount: int, down: OnStoreDown = OnStoreDown.CLOSED, unit: Unit = Unit.TOKENS) -> LimitRow:
@@ -55,12 +57,11 @@ def ask(store, name: str, amount: int = 1, limit_row: LimitRow = AGENT):
     return store.reserve(Reserve(name, (Charge(limit_row.key, amount),)))
 
 
-def fails(store, name: str) -> float:
-    """Ask in vain. Returns the seconds that it took."""
-    began = time.perf_counter()
-    with pytest.raises(StoreUnavailable):
+def fails(store, name: str) -> str:
+    """Ask in vain. Returns why there was no answer."""
+    with pytest.raises(StoreUnavailable) as unavailable:
         ask(store, name)
-    return time.perf_counter() - began
+    return str(unavailable.value)
 
 
 def come_back(store, name: str, seconds: float = 5.0):
@@ -77,15 +78,15 @@ def come_back(store, name: str, seconds: float = 5.0):
 
 
 def test_a_frozen_server_costs_the_first_decisions_their_timeout_and_the_next_ones_nothing(own):
-    with opened(own.url) as store:
+    with opened(own.url + SHORT) as store:
         ask(store, "warm")
         own.stop()
         first = [fails(store, f"first-{number}") for number in range(3)]
-        next_ones = [fails(store, f"next-{number}") for number in range(50)]
+        next_ones = {fails(store, f"next-{number}") for number in range(10_000)}  # more than could time out
         own.go_on()
 
-        assert min(first) < 0.06, first
-        assert min(next_ones) < 0.0005, min(next_ones)
+        assert all("TimeoutError" in reason for reason in first)
+        assert all("no call waits for it until then" in reason for reason in next_ones)
         assert come_back(store, "back") == GRANTED
         assert ask(store, "first-0") in (GRANTED, ask(store, "first-0"))  # whatever became of it, it is charged once at most
 
@@ -94,7 +95,7 @@ def test_a_killed_server_is_an_error_at_once_and_a_restarted_one_answers_without
     with opened(own.url + PATIENT) as store:
         assert ask(store, "1") == GRANTED
         own.kill()
-        assert fails(store, "2") < 1
+        assert "gave no answer" in fails(store, "2")
         own.start()
 
         assert come_back(store, "3").kind is RefusalKind.UNREGISTERED  # it has forgotten everything
@@ -109,11 +110,11 @@ def test_a_connection_that_the_server_has_closed_is_replaced(own):
 
 
 def test_a_paused_server_is_an_error_until_it_goes_on(own):
-    with opened(own.url) as store:
+    with opened(own.url + SHORT) as store:
         ask(store, "1")
-        own.ask("CLIENT", "PAUSE", 400)
+        own.ask("CLIENT", "PAUSE", 1000)
 
-        assert fails(store, "2") < 1
+        assert "gave no answer" in fails(store, "2")
         assert come_back(store, "3") == GRANTED
 
 
@@ -126,7 +127,7 @@ def test_scripts_that_the_server_has_forgotten_are_sent_again(own):
 
 
 def test_the_breaker_of_a_closed_store_asks_no_more(own):
-    with opened(own.url) as store:
+    with opened(own.url + SHORT) as store:
         own.kill()
         for number in range(3):
             fails(store, str(number))
@@ -308,7 +309,7 @@ def test_a_closed_limit_refuses_a_local_one_counts_a_part_and_an_open_one_goes_o
 
 
 def test_what_was_used_meanwhile_is_charged_when_the_store_is_back(own):
-    store = Standby(RedisStore(own.url))
+    store = Standby(RedisStore(own.url + SHORT))
     store.register((LOCAL, OPEN))
     ask(store, "before", 100, LOCAL)
     store.sweep()
@@ -383,21 +384,23 @@ def test_a_cancelled_task_leaves_nothing_held(own):
 
 
 def test_an_event_loop_is_not_held_up_by_a_frozen_server(own):
-    async def ask_while_frozen(store: RedisStore) -> float:
+    async def ask_while_frozen(store: RedisStore) -> None:
         await store.areserve(Reserve("warm", ()))
         own.stop()
-        began = time.perf_counter()
-        answers = await asyncio.gather(
+        asking = asyncio.gather(
             *(store.areserve(Reserve(str(name), (Charge(AGENT.key, 1),))) for name in range(16)), return_exceptions=True
         )
-        seconds = time.perf_counter() - began
+        turns = 0
+        while not asking.done():
+            await asyncio.sleep(0)
+            turns += 1
         own.go_on()
         await store.aclose()
-        assert all(isinstance(answer, StoreUnavailable) for answer in answers)
-        return seconds
+        assert all(isinstance(answer, StoreUnavailable) for answer in await asking)
+        assert turns > 100
 
-    with opened(own.url) as store:
-        assert asyncio.run(ask_while_frozen(store)) < 0.5
+    with opened(own.url + SHORT) as store:
+        asyncio.run(ask_while_frozen(store))
 
 
 # --- who may do what ------------------------------------------------------------------------------------------------
