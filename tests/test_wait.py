@@ -18,6 +18,7 @@ from agentguard import AgentIsolated, BudgetExceeded, Guard, HTTPCall, LLMCall, 
 from agentguard.audit.schema import record_of
 from agentguard.changes import Changes
 from agentguard.events import CallAdmitted, CallDenied
+from agentguard.stores.leased import LeasedStore
 from agentguard.stores.memory import MemoryStore
 from agentguard.stores.sqlite import SqliteStore
 from agentguard.testing import FrozenClock
@@ -317,10 +318,10 @@ def test_tasks_that_wait_for_one_window_ask_once_each_time_it_is_over(guard_of):
     assert is_settled(guard)
 
 
-@pytest.mark.parametrize("backend", ["memory", "sqlite"])
+@pytest.mark.parametrize("backend", ["memory", "leased", "sqlite"])
 def test_a_rate_is_kept_by_all_who_wait_for_it(backend, pool, tmp_path):
-    store = MemoryStore() if backend == "memory" else SqliteStore(tmp_path / "ledger.sqlite")
-    guard = Guard(policy({"limit": "4 calls", "every": "300ms"}), store=store)
+    store = SqliteStore(tmp_path / "ledger.sqlite") if backend == "sqlite" else MemoryStore()
+    guard = Guard(policy({"limit": "4 calls", "every": "300ms"}), store=LeasedStore(store) if backend == "leased" else store)
     started = time.monotonic()
 
     for one in [pool.submit(guard.begin, CALL, wait=30) for _ in range(16)]:
