@@ -19,7 +19,7 @@ from agentguard.stores.redis import RedisStore
 
 from . import test_contract as contract
 from .redis_server import PROGRAM, ClockedScripts
-from .redis_topologies import Cluster, Replicated, TlsServer, is_in_step, wait_until
+from .redis_topologies import LATE, Cluster, Replicated, TlsServer, is_in_step, wait_until
 
 pytestmark = pytest.mark.needs(PROGRAM)
 AGENT = LimitRow.of("agent:a", Limit(amount=1000, unit=Unit.TOKENS, window=Window("day")))
@@ -32,10 +32,9 @@ def with_options(url: str, *options: str) -> str:
 
 @contextlib.contextmanager
 def opened(url: str, *options: str):
-    store = RedisStore(with_options(url, *(options or ("timeout=5",))))
-    store.register([AGENT])
-    yield store
-    store.close()
+    with contextlib.closing(RedisStore(with_options(url, *(options or ("timeout=5",))))) as store:
+        store.register([AGENT])
+        yield store
 
 
 class Blocking:
@@ -87,9 +86,18 @@ def way(request):
     return request.param
 
 
+@pytest.fixture
+def closing():
+    """Closes what it is given when the test is over, however that ends."""
+    with contextlib.ExitStack() as stack:
+        yield lambda opened: stack.enter_context(contextlib.closing(opened))
+
+
 def spent_and_held(store: RedisStore) -> tuple[int, int]:
-    (balance,) = store.read([AGENT.key])
-    return balance.spent, balance.held
+    """As often as it takes: a sentinel on a busy machine takes the promoted server for dead too, now and then."""
+    found = []
+    wait_until(lambda: found.extend(store.read([AGENT.key])) or found, "an answer to a look at the row")
+    return found[0].spent, found[0].held
 
 
 def take_until_refused(asking: Blocking, name: str, seconds: float = 30.0) -> tuple[int, int]:
@@ -126,7 +134,7 @@ def tls(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def replicated():
-    replicated = Replicated()
+    replicated = Replicated(down_after=LATE)
     yield replicated
     replicated.close()
 
@@ -138,7 +146,9 @@ def cluster():
     cluster.close()
 
 
-@pytest.fixture(params=["tls", "replicated", "cluster"])
+@pytest.fixture(
+    params=[pytest.param("tls", marks=pytest.mark.storm), pytest.param("replicated", marks=pytest.mark.storm), "cluster"]
+)
 def store(request, clock):
     """A store on each, that knows the rows of the contract and goes by the test's clock."""
     topology = request.getfixturevalue(request.param)
@@ -155,39 +165,36 @@ globals().update({name: test for name, test in vars(contract).items() if name.st
 # --- TLS ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_of_another_authority_is_refused_and_the_option_is_named(tls, way):
+def test_a_server_of_another_authority_is_refused_and_the_option_is_named(tls, way, closing):
     with opened(tls.url) as known:
-        asking = way(RedisStore(with_options(tls.url_trusting(tls.stranger), "timeout=5")))
+        asking = closing(way(RedisStore(with_options(tls.url_trusting(tls.stranger), "timeout=5"))))
         known.read([AGENT.key])
 
         with pytest.raises(StoreUnavailable, match=r"(?s)certificate verify failed.*ssl_ca_certs") as refused:
             asking.reserve("1")
-        asking.close()
 
     assert "password" not in str(refused.value)
 
 
-def test_a_certificate_for_another_host_is_refused(tls):
-    asking = Blocking(RedisStore(with_options(tls.url.replace("127.0.0.1", "localhost"), "timeout=5")))
+def test_a_certificate_for_another_host_is_refused(tls, closing):
+    asking = closing(Blocking(RedisStore(with_options(tls.url.replace("127.0.0.1", "localhost"), "timeout=5"))))
     with pytest.raises(StoreUnavailable, match="localhost"):
         asking.reserve("1")
-    asking.close()
 
 
-def test_a_plain_client_of_a_server_that_speaks_tls_gets_no_answer(tls):
-    asking = Blocking(RedisStore(f"redis://127.0.0.1:{tls.tls_port}/0?timeout=1"))
+def test_a_plain_client_of_a_server_that_speaks_tls_gets_no_answer(tls, closing):
+    asking = closing(Blocking(RedisStore(f"redis://127.0.0.1:{tls.tls_port}/0?timeout=1")))
     with pytest.raises(StoreUnavailable, match="gave no answer"):
         asking.reserve("1")
-    asking.close()
 
 
-def test_a_server_that_asks_for_certificates_knows_its_clients_by_them(tmp_path):
-    server = TlsServer(tmp_path, asks_clients=True)
+def test_a_server_that_asks_for_certificates_knows_its_clients_by_them(tmp_path, closing):
+    server = closing(TlsServer(tmp_path, asks_clients=True))
     with opened(server.url, f"ssl_certfile={server.certificate}", f"ssl_keyfile={server.key}", "timeout=5") as store:
         assert Blocking(store).reserve("1") == GRANTED
+        unknown = closing(Blocking(RedisStore(with_options(server.url, "timeout=5"))))
         with pytest.raises(StoreUnavailable):
-            Blocking(RedisStore(with_options(server.url, "timeout=5"))).reserve("2")
-    server.close()
+            unknown.reserve("2")
 
 
 # --- users ----------------------------------------------------------------------------------------------------------
@@ -219,10 +226,10 @@ def guarded(request):
     return topology
 
 
-def test_an_agent_may_spend_and_hear_and_may_not_isolate_or_forget_or_empty(guarded, way):
-    agent = way(RedisStore(with_options(as_user(guarded.url, *AS_AGENT), "timeout=5")))
+def test_an_agent_may_spend_and_hear_and_may_not_isolate_or_forget_or_empty(guarded, way, closing):
+    agent = closing(way(RedisStore(with_options(as_user(guarded.url, *AS_AGENT), "timeout=5"))))
     heard = threading.Event()
-    watch = agent.store.watch_isolations(heard.set)
+    closing(agent.store.watch_isolations(heard.set))
     agent.store.register([AGENT])
 
     assert agent.reserve("1", 40) == GRANTED
@@ -250,33 +257,30 @@ def test_an_agent_may_spend_and_hear_and_may_not_isolate_or_forget_or_empty(guar
         operator.isolate("agent:a", on=False, by="ada", why="done")
         assert agent.reserve("3", 1, "agent:a") == GRANTED
         assert spent_and_held(operator) == (30, 1)
-    watch.close()
-    agent.close()
 
 
-def test_a_wrong_password_is_an_answer_and_says_what_to_correct(guarded, way):
-    asking = way(RedisStore(with_options(as_user(guarded.url, "agent", "guessed"), "timeout=5")))
+def test_a_wrong_password_is_an_answer_and_says_what_to_correct(guarded, way, closing):
+    asking = closing(way(RedisStore(with_options(as_user(guarded.url, "agent", "guessed"), "timeout=5"))))
     for number in range(4):
         with pytest.raises(StoreUnavailable, match="correct the credentials") as refused:
             asking.reserve(str(number))
         assert "guessed" not in str(refused.value)
-    asking.close()
 
 
 # --- a sentinel that promotes a replica -------------------------------------------------------------------------------
 
 
 @pytest.mark.storm
-def test_a_promoted_replica_is_gone_on_with_and_the_limit_holds_to_the_unit(way):
-    replicated = Replicated()
+def test_a_promoted_replica_is_gone_on_with_and_the_limit_holds_to_the_unit(way, closing):
+    replicated = closing(Replicated())
     with opened(replicated.url, "timeout=0.5") as looking:
-        asking = way(RedisStore(with_options(replicated.url, "timeout=0.5")))
+        asking = closing(way(RedisStore(with_options(replicated.url, "timeout=0.5"))))
         assert [asking.reserve(f"before-{number}") for number in range(30)] == [GRANTED] * 30
         assert asking.settle("before-0", 5)
         generation = looking._generation
         wait_until(lambda: is_in_step(replicated.master, replicated.replica), "a replica that has all")
         heard = threading.Event()
-        watch = looking.watch_isolations(heard.set)
+        closing(looking.watch_isolations(heard.set))
         assert heard.wait(5)
 
         replicated.master.kill()
@@ -293,15 +297,12 @@ def test_a_promoted_replica_is_gone_on_with_and_the_limit_holds_to_the_unit(way)
         heard.clear()
         looking.isolate("agent:b", on=True, by="ada", why="drill")
         assert heard.wait(5)
-        watch.close()
-        asking.close()
-    replicated.close()
 
 
 @pytest.mark.storm
-def test_a_frozen_master_that_thaws_grants_nothing_once_its_replica_was_promoted():
+def test_a_frozen_master_that_thaws_grants_nothing_once_its_replica_was_promoted(closing):
     """With `min-replicas-to-write 1`, as the documentation asks for: a connection that lay idle meanwhile still leads to it."""
-    replicated = Replicated("--min-replicas-to-write", "1", "--min-replicas-max-lag", "1")
+    replicated = closing(Replicated("--min-replicas-to-write", "1", "--min-replicas-max-lag", "1"))
     with opened(replicated.url, "timeout=0.5") as idle, opened(replicated.url, "timeout=0.5") as busy:
         assert Blocking(idle).reserve("before") == GRANTED
         wait_until(lambda: is_in_step(replicated.master, replicated.replica), "a replica that has all")
@@ -320,18 +321,16 @@ def test_a_frozen_master_that_thaws_grants_nothing_once_its_replica_was_promoted
 
     assert taken == 990
     assert not any(isinstance(answer, Granted) for answer in answers)
-    replicated.close()
 
 
 # --- a cluster ----------------------------------------------------------------------------------------------------------
 
 
-def test_all_keys_of_a_fleet_are_on_one_node_of_a_cluster(cluster, way):
+def test_all_keys_of_a_fleet_are_on_one_node_of_a_cluster(cluster, way, closing):
     cluster.ask("FLUSHALL")
     with opened(cluster.url) as store:
-        asking = way(RedisStore(with_options(cluster.url, "timeout=5")))
+        asking = closing(way(RedisStore(with_options(cluster.url, "timeout=5"))))
         asking.reserve("1")
-        asking.close()
         assert store.sweep() == 0
 
     held = [node.ask("KEYS", "*") for node in cluster.masters]
@@ -339,12 +338,12 @@ def test_all_keys_of_a_fleet_are_on_one_node_of_a_cluster(cluster, way):
     assert held[cluster.place_of(SLOT)] == max(held, key=len)
 
 
-def test_a_fleets_slot_moves_to_another_node_and_nothing_is_lost(cluster, way):
+def test_a_fleets_slot_moves_to_another_node_and_nothing_is_lost(cluster, way, closing):
     cluster.ask("FLUSHALL")
     with opened(cluster.url) as looking:
-        asking = way(RedisStore(with_options(cluster.url, "timeout=5")))
+        asking = closing(way(RedisStore(with_options(cluster.url, "timeout=5"))))
         heard = threading.Event()
-        watch = looking.watch_isolations(heard.set)
+        closing(looking.watch_isolations(heard.set))
         assert [asking.reserve(f"before-{number}") for number in range(30)] == [GRANTED] * 30
         source = cluster.place_of(SLOT)
         target = (source + 1) % 3
@@ -365,21 +364,19 @@ def test_a_fleets_slot_moves_to_another_node_and_nothing_is_lost(cluster, way):
         heard.clear()
         looking.isolate("agent:b", on=True, by="ada", why="drill")
         assert heard.wait(5)
-        watch.close()
-        asking.close()
 
 
 @pytest.mark.storm
-def test_a_node_that_dies_is_followed_by_its_replica_and_the_limit_holds_to_the_unit(way):
-    cluster = Cluster(replicated=True)
+def test_a_node_that_dies_is_followed_by_its_replica_and_the_limit_holds_to_the_unit(way, closing):
+    cluster = closing(Cluster(replicated=True))
     with opened(cluster.url, "timeout=0.5") as looking:
-        asking = way(RedisStore(with_options(cluster.url, "timeout=0.5")))
+        asking = closing(way(RedisStore(with_options(cluster.url, "timeout=0.5"))))
         assert [asking.reserve(f"before-{number}") for number in range(30)] == [GRANTED] * 30
         generation = looking._generation
         place = cluster.place_of(SLOT)
         wait_until(lambda: is_in_step(cluster.masters[place], cluster.replicas[place]), "a replica that has all")
         heard = threading.Event()
-        watch = looking.watch_isolations(heard.set)
+        closing(looking.watch_isolations(heard.set))
 
         cluster.masters[place].kill()
         with pytest.raises(StoreUnavailable):
@@ -393,31 +390,26 @@ def test_a_node_that_dies_is_followed_by_its_replica_and_the_limit_holds_to_the_
         heard.clear()
         looking.isolate("agent:b", on=True, by="ada", why="drill")
         assert heard.wait(5)
-        watch.close()
-        asking.close()
-    cluster.close()
 
 
 @pytest.mark.storm
-def test_a_fleet_goes_on_while_a_node_is_down_that_holds_none_of_it(way):
-    cluster = Cluster()
+def test_a_fleet_goes_on_while_a_node_is_down_that_holds_none_of_it(way, closing):
+    cluster = closing(Cluster())
     cluster.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
     with opened(cluster.url, "timeout=0.5"):
-        asking = way(RedisStore(with_options(cluster.url, "timeout=0.5")))
+        asking = closing(way(RedisStore(with_options(cluster.url, "timeout=0.5"))))
         asking.reserve("before")
         other = (cluster.place_of(SLOT) + 1) % 3
         cluster.masters[other].kill()
 
         taken, silent = take_until_refused(asking, "after")
-        asking.close()
-    cluster.close()
 
     assert (taken, silent) == (990, 0)
 
 
 @pytest.mark.storm
-def test_the_fleets_own_node_is_the_one_that_is_asked_whether_it_answers_again():
-    cluster = Cluster()
+def test_the_fleets_own_node_is_the_one_that_is_asked_whether_it_answers_again(closing):
+    cluster = closing(Cluster())
     cluster.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
     with opened(cluster.url, "timeout=0.1") as store:
         place = cluster.place_of(SLOT)
@@ -432,4 +424,3 @@ def test_the_fleets_own_node_is_the_one_that_is_asked_whether_it_answers_again()
         cluster.masters[place].go_on()
 
         wait_until(lambda: Blocking(store).reserve("again") == GRANTED, "an answer of the fleet's node", 5.0)
-    cluster.close()
