@@ -89,7 +89,7 @@ end
 
 if missing then
   write()
-  return {'refused', {'unregistered', KEYS[missing + 2], 0, 0, 0, 0, ''}}
+  return {'refused', unknown(KEYS[missing + 2])}
 end
 local first = exhausted or contended
 if first then
@@ -114,32 +114,11 @@ end
 
 local crossed = {}
 for place, row in ipairs(rows) do
-  local amount = asked[place]
-  if row.unit == CALLS then
-    add(row, amount, 0, row.start)
-    tell(row, crossed)
-  else
-    add(row, 0, amount, row.start)
-    local last
-    for _, item in ipairs(items) do
-      if item.key == row.key and item.id == row.id then
-        last = item
-      end
-    end
-    if last and last.start == row.start then
-      last.held, last.continued = last.held + amount, 0
-    else
-      if last then
-        last.continued = 1
-      end
-      items[#items + 1] = {key = row.key, id = row.id, start = row.start, held = amount, continued = 0}
-    end
+  take(row, asked[place], crossed)
+  if row.unit ~= CALLS then
+    hold_more(items, row, asked[place])
   end
 end
-local packed = {}
-for place, item in ipairs(items) do
-  packed[place] = pack_item(item.key, item.id, item.start, item.held, item.continued)
-end
-writes[1], writes[2] = KEYS[2], pack_hold(holder, written, table.concat(packed))
+writes[1], writes[2] = KEYS[2], pack_hold(holder, written, pack_items(items))
 write()
 return {'granted', time, crossed, asked}

@@ -29,7 +29,7 @@ if not found[3] and (is_kept or used_in[0] ~= 0 or used_in[1] ~= 0 or used_in[2]
 end
 for _, part in ipairs(charged) do
   if not rows[part.key] then
-    return {'refused', {'unregistered', part.key, 0, 0, 0, 0, ''}}
+    return {'refused', unknown(part.key)}
   end
 end
 
@@ -81,20 +81,13 @@ if is_over or time < learning then
 end
 if calls > 0 then
   for _, part in ipairs(charged) do
-    local row, last = rows[part.key], nil
-    add(row, 0, part.amount * calls, row.start)
-    for _, item in ipairs(items) do
-      last = item.key == part.key and item or last
-    end
-    if last then
-      last.held, last.continued = last.held + part.amount * calls, 0
-    else
-      items[#items + 1] = {key = row.key, id = row.id, start = row.start, held = part.amount * calls, continued = 0}
-    end
+    local row, more = rows[part.key], part.amount * calls
+    add(row, 0, more, row.start)
+    hold_more(items, row, more)
   end
 end
 
-local writes, packed = {}, {}
+local writes = {}
 for key, row in pairs(rows) do
   if row then
     row.used_at = now
@@ -102,12 +95,9 @@ for key, row in pairs(rows) do
     writes[#writes + 1] = pack_row(row)
   end
 end
-for place, item in ipairs(items) do
-  packed[place] = pack_item(item.key, item.id, item.start, item.held, item.continued)
-end
 if is_kept or calls > 0 then
   writes[#writes + 1] = KEYS[3]
-  writes[#writes + 1] = pack_hold(ARGV[3], '', table.concat(packed))
+  writes[#writes + 1] = pack_hold(ARGV[3], '', pack_items(items))
   redis.call('ZADD', KEYS[2], string.format('%.0f', time + ARGV[4]), ARGV[2])
 else
   redis.call('DEL', KEYS[3])

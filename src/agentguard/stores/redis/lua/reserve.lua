@@ -62,7 +62,7 @@ local refused
 local first = missing or exhausted or contended
 if first then
   if missing then
-    refused = {'unregistered', KEYS[missing + 3], 0, 0, 0, 0, ''}
+    refused = unknown(KEYS[missing + 3])
   else
     local row = rows[first] or unpack_row(KEYS[first + 3], found[first + 4])
     refused = refusal(exhausted and 'exhausted' or 'contended', row, tonumber(ARGV[first + 7]))
@@ -92,12 +92,7 @@ for place = 1, count do
     row = row or unpack_row(key, raw)
     start = row.start
     row.used_at = now
-    if unit == CALLS then
-      add(row, asked, 0, start)
-      tell(row, crossed)
-    else
-      add(row, 0, asked, start)
-    end
+    take(row, asked, crossed)
     writes[#writes + 1] = pack_row(row)
   end
   if unit ~= CALLS then

@@ -197,8 +197,22 @@ local function tell(row, crossed)
   crossed[#crossed + 1] = {row.key, row.warned, row.spent, row.amount}
 end
 
+-- What is taken is held until it is settled; calls are spent at once.
+local function take(row, amount, crossed)
+  if row.unit == CALLS then
+    add(row, amount, 0, row.start)
+    tell(row, crossed)
+  else
+    add(row, 0, amount, row.start)
+  end
+end
+
 local function refusal(kind, row, requested)
   return {kind, row.key, row.amount, row.spent, row.held, requested, retry_at(row, requested)}
+end
+
+local function unknown(key)
+  return {'unregistered', key, 0, 0, 0, 0, ''}
 end
 
 -- A hold is: its holder, what was answered (empty: a plain grant), and its items: key, row id, start, held, continued.
@@ -208,6 +222,32 @@ end
 
 local function pack_hold(holder, answer, items)
   return struct.pack('<I4c0I4c0', #holder, holder, #answer, answer) .. items
+end
+
+local function pack_items(items)
+  local packed = {}
+  for place, item in ipairs(items) do
+    packed[place] = pack_item(item.key, item.id, item.start, item.held, item.continued)
+  end
+  return table.concat(packed)
+end
+
+-- More of a row: in the item of this window, or in one that continues that of a window before.
+local function hold_more(items, row, amount)
+  local last
+  for _, item in ipairs(items) do
+    if item.key == row.key and item.id == row.id then
+      last = item
+    end
+  end
+  if last and last.start == row.start then
+    last.held, last.continued = last.held + amount, 0
+    return
+  end
+  if last then
+    last.continued = 1
+  end
+  items[#items + 1] = {key = row.key, id = row.id, start = row.start, held = amount, continued = 0}
 end
 
 local function unpack_hold(raw)
