@@ -18,13 +18,18 @@ class Changes:
 
     Take `version` before asking, and wait for another one: a change in between is not missed.
 
+    Args:
+        store: A store whose changes are told, which is listened to only while somebody waits. None: only what is announced.
+
     Attributes:
         waiting: How many wait.
         version: Grows with every change that was told.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store | None = None) -> None:
+        self._store = store
         self._condition = threading.Condition()
+        self._watch: Closeable | None = None
         self._wake_loops: dict[object, Callable[[], object]] = {}
         self.waiting: int = 0
         self.version: int = 0
@@ -34,11 +39,16 @@ class Changes:
         """Count changes for the duration of a block."""
         with self._condition:
             self.waiting += 1
+            if self.waiting == 1 and self._store is not None:
+                self._watch = self._store.watch(self.announce)
         try:
             yield
         finally:
             with self._condition:
                 self.waiting -= 1
+                watch, self._watch = (self._watch, None) if self.waiting == 0 else (None, self._watch)
+            if watch is not None:
+                watch.close()
 
     def announce(self) -> None:
         """Wake everybody who waits."""
@@ -83,28 +93,3 @@ class Changes:
             timer.cancel()
             with self._condition:
                 self._wake_loops.pop(changed, None)
-
-
-class StoreChanges(Changes):
-    """Changes of a store. It is listened to only while somebody waits."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__()
-        self._store = store
-        self._watch: Closeable | None = None
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Listen to the store for the duration of a block."""
-        with self._condition:
-            self.waiting += 1
-            if self.waiting == 1:
-                self._watch = self._store.watch(self.announce)
-        try:
-            yield
-        finally:
-            with self._condition:
-                self.waiting -= 1
-                watch, self._watch = (self._watch, None) if self.waiting == 0 else (None, self._watch)
-            if watch is not None:
-                watch.close()

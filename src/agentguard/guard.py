@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, Self, cast
 
 from agentguard.admission import Admission, Ending, InProgress, Owner
 from agentguard.asking import Asking
-from agentguard.changes import Changes, StoreChanges
+from agentguard.changes import Changes
 from agentguard.context import CALLER
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import ALLOW, Decision, Reason, after_waiting
@@ -162,7 +162,7 @@ class Guard:
         self._agent = agent
         self._unnamed_session = f"process-{os.getpid()}-{os.urandom(4).hex()}"
         self.ids: Iterator[str] = _ids()
-        self.changes: StoreChanges = StoreChanges(store)
+        self.changes: Changes = Changes(store)
         self.orders: Changes = Changes()  # an operator's: isolations, and policies
         self._open: dict[str, Admission] = {}
         self._ended: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
@@ -778,7 +778,7 @@ class Guard:
         self._membership.restart()
         self._ended = queue.SimpleQueue()
         self._roomy = queue.SimpleQueue()
-        self.changes = StoreChanges(self.store)
+        self.changes = Changes(self.store)
         self.orders = Changes()
         self.ids = _ids()
 
