@@ -36,6 +36,7 @@ PROGRAMS = (
     "tests/otel/test_collector.py",
     "tests/stores/test_redis_faults.py",
     "tests/stores/test_redis_processes.py",
+    "tests/stores/test_redis_topologies.py",
 )
 
 # Two workers, a file to one of them: fixtures of a module (a Redis, a provider) start once, and races keep a core.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -25,7 +27,7 @@ SOON, LATE = (
 )  # milliseconds without an answer before a server is taken for dead; a busy machine makes a short one long
 
 
-def wait_until(is_so: Callable[[], object], what: str, seconds: float = 15.0) -> None:
+def wait_until(is_so: Callable[[], object], what: str, seconds: float = 30.0) -> None:
     until = time.monotonic() + seconds
     while True:
         with contextlib.suppress(redis.RedisError, OSError, StoreUnavailable):
@@ -33,6 +35,16 @@ def wait_until(is_so: Callable[[], object], what: str, seconds: float = 15.0) ->
                 return
         assert time.monotonic() < until, f"never came: {what}"
         time.sleep(0.02)
+
+
+def port_with_a_bus() -> int:
+    """A free port, and 10,000 above it another one, by which nodes talk; both are below those that the kernel gives out."""
+    while True:
+        port = random.randrange(12_000, 22_000)
+        with contextlib.suppress(OSError):
+            for one in (port, port + 10_000):
+                socket.create_server(("127.0.0.1", one)).close()
+            return port
 
 
 def is_in_step(master: Server, replica: Server) -> bool:
@@ -136,8 +148,8 @@ class Cluster:
 
     def __init__(self, masters: int = 3, *, replicated: bool = False) -> None:
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0")
-        self.masters = [Server(*options) for _ in range(masters)]
-        self.replicas = [Server(*options) for _ in range(masters if replicated else 0)]
+        self.masters = [Server(*options, port=port_with_a_bus()) for _ in range(masters)]
+        self.replicas = [Server(*options, port=port_with_a_bus()) for _ in range(masters if replicated else 0)]
         self.servers = [*self.masters, *self.replicas]
         self.ids = {node.port: str(node.ask("CLUSTER", "MYID"), "ascii") for node in self.servers}
         bounds = [16384 * place // masters for place in range(masters + 1)]

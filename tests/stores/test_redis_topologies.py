@@ -267,6 +267,20 @@ def test_a_wrong_password_is_an_answer_and_says_what_to_correct(guarded, way, cl
         assert "guessed" not in str(refused.value)
 
 
+def test_a_sentinel_may_ask_for_credentials_of_its_own(way, closing):
+    replicated = closing(Replicated(down_after=LATE))
+    replicated.sentinel.ask("ACL", "SETUSER", "watcher", "on", ">sentinels-password", "+@all", "allchannels")
+    replicated.sentinel.ask("ACL", "SETUSER", "default", "off")
+    stranger = closing(way(RedisStore(with_options(replicated.url, "timeout=5"))))
+    known = "sentinel_username=watcher", "sentinel_password=sentinels-password"
+
+    with pytest.raises(StoreUnavailable, match="Authentication"):
+        stranger.reserve("1")
+    with opened(replicated.url, "timeout=5", *known):
+        asking = closing(way(RedisStore(with_options(replicated.url, "timeout=5", *known))))
+        assert asking.reserve("2") == GRANTED
+
+
 # --- a sentinel that promotes a replica -------------------------------------------------------------------------------
 
 
@@ -290,8 +304,8 @@ def test_a_promoted_replica_is_gone_on_with_and_the_limit_holds_to_the_unit(way,
 
         assert silent
         assert replicated.master_port() == replicated.replica.port
-        assert 295 + taken == 1000 - 5  # ten by ten, from 295
-        assert sum(spent_and_held(looking)) == 295 + taken
+        assert sum(spent_and_held(looking)) == 995  # ten by ten, from 295
+        assert 0 <= 700 - taken <= 10 * silent  # what was granted when the answer was lost is counted, and not known here
         assert looking._generation == generation
         assert asking.settle("before-1", 3)
         heard.clear()
@@ -311,6 +325,9 @@ def test_a_frozen_master_that_thaws_grants_nothing_once_its_replica_was_promoted
         replicated.replica.ask("CONFIG", "SET", "min-replicas-to-write", 0)  # it has none until the old master has joined it
         taken, _ = take_until_refused(Blocking(busy), "after")
         replicated.master.go_on()
+        wait_until(
+            lambda: not replicated.master.ask("INFO", "replication")["connected_slaves"], "a master that misses its replica"
+        )
 
         answers = []
         until = time.monotonic() + 3
@@ -319,7 +336,7 @@ def test_a_frozen_master_that_thaws_grants_nothing_once_its_replica_was_promoted
                 answers.append(Blocking(idle).reserve(f"thawed-{len(answers)}"))
             time.sleep(0.05)
 
-    assert taken == 990
+    assert taken <= 990
     assert not any(isinstance(answer, Granted) for answer in answers)
 
 
@@ -384,8 +401,8 @@ def test_a_node_that_dies_is_followed_by_its_replica_and_the_limit_holds_to_the_
         taken, silent = take_until_refused(asking, "after")
 
         assert silent
-        assert taken == 700
         assert sum(spent_and_held(looking)) == 1000
+        assert 0 <= 700 - taken <= 10 * silent
         assert looking._generation == generation
         heard.clear()
         looking.isolate("agent:b", on=True, by="ada", why="drill")

@@ -41,6 +41,7 @@ class Address(NamedTuple):
         service: The name that the sentinels know the server by.
         timeout_seconds: How long a connection or an answer may take.
         is_leased: Whether processes are to lease parts of the limits.
+        as_watcher: The credentials that sentinels ask for, which are not the server's.
     """
 
     url: str
@@ -51,13 +52,14 @@ class Address(NamedTuple):
     service: str = ""
     timeout_seconds: float = TIMEOUT_SECONDS
     is_leased: bool = True
+    as_watcher: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, url: str) -> Address:
         """Read a URL: `redis://`, `rediss://`, `unix://`, `redis+sentinel://HOST,HOST/SERVICE/DB`, `redis+cluster://HOST,HOST`.
 
-        `?fleet=NAME`, `?timeout=SECONDS` and `?leases=on|off` are ours; the other options are redis-py's (`ssl_ca_certs`,
-        `ssl_certfile`, ...).
+        `?fleet=NAME`, `?timeout=SECONDS`, `?leases=on|off`, `?sentinel_username=`, `?sentinel_password=` and `?hosts=` (which
+        `egress.own` reads) are ours; the other options are redis-py's (`ssl_ca_certs`, `ssl_certfile`, ...).
 
         Raises:
             PolicyError: It is none of these.
@@ -66,6 +68,7 @@ class Address(NamedTuple):
         scheme, _, kind = parts.scheme.partition("+")
         options = parse_qs(parts.query)
         options.pop("hosts", None)
+        as_watcher = tuple((name, said) for name in ("username", "password") for said in options.pop(f"sentinel_{name}", ()))
         fleet = options.pop("fleet", [""])[0]
         timeout = options.pop("timeout", [str(TIMEOUT_SECONDS)])[0]
         leases = options.pop("leases", ["on"])[0]
@@ -88,7 +91,7 @@ class Address(NamedTuple):
         netloc = f"{credentials}@{host}:{port}" if credentials else f"{host}:{port}"
         path = f"/{database}" if database else ""
         url = urlunsplit((scheme, netloc, path, query, ""))
-        return cls(url, shown, fleet, kind, hosts, unquote(service), float(timeout), leases == "on")
+        return cls(url, shown, fleet, kind, hosts, unquote(service), float(timeout), leases == "on", as_watcher)
 
 
 def open_client(address: Address) -> Any:
@@ -201,7 +204,7 @@ def _of_cluster(address: Address) -> dict[str, Any]:
 
 def _transport(address: Address) -> dict[str, Any]:
     """Sentinels speak TLS when the server does; they have credentials of their own, if any."""
-    return {name: value for name, value in _said(address).items() if name.startswith("ssl")}
+    return {name: value for name, value in _said(address).items() if name.startswith("ssl")} | dict(address.as_watcher)
 
 
 def _place(place: str, usual: int) -> tuple[str, int]:
