@@ -212,8 +212,8 @@ def _build(
 
     installed = Instrumentation(guard, seams, remove, close)
     guard.join()
-    atexit.register(guard.flush)
     atexit.register(guard.leave)
+    atexit.register(guard.flush)  # runs first: what calls have used is told before the rest is given back
     return installed
 
 

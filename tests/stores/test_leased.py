@@ -98,6 +98,15 @@ def test_closing_gives_back_what_lies_idle(leased, behind):
     assert spent_and_held(behind, *CHAIN) == [(200, 10), (100, 5), (51, 0), (200, 10)]
 
 
+def test_a_process_that_ends_gives_back_what_lies_idle(leased, behind):
+    for number in range(50):
+        call(leased, f"{number}")
+
+    leased.leave("the process")
+
+    assert spent_and_held(behind, TOKENS) == [(200, 0)]
+
+
 def test_not_a_unit_strands_and_none_is_taken_twice(leased, behind):
     admitted = 0
     while isinstance(leased.reserve(Reserve(f"{admitted}", (Charge(TOKENS.key, 7),))), Granted):

@@ -469,6 +469,12 @@ class LeasedStore:
         with contextlib.suppress(StoreUnavailable):  # it stays held, and is given back by the next sweep
             self._give_back(keys)
 
+    def _give_back_idle(self) -> None:
+        with contextlib.suppress(StoreUnavailable):  # it stays held, until it is swept
+            for slice_ in list(self._slices.values()):
+                with slice_.turn:
+                    self._give_account(slice_, keeps_left=False)
+
     def _recall(self, key: str) -> bool:
         """Ask others for what lies idle there. Whether it was done: every waiting call asks, and all together ask seldom."""
         now = time.monotonic()
@@ -621,7 +627,8 @@ class LeasedStore:
         self._store.beat(member)
 
     def leave(self, name: str) -> None:
-        """Strike a process from the list."""
+        """Strike a process from the list. What lies idle is given back: it ends, and would be charged what it holds."""
+        self._give_back_idle()
         self._store.leave(name)
 
     def members(self) -> Sequence[Member]:
@@ -638,10 +645,7 @@ class LeasedStore:
 
     def close(self) -> None:
         """Give back what lies idle, and free the store. What open calls hold stays held."""
-        with contextlib.suppress(StoreUnavailable):
-            for slice_ in list(self._slices.values()):
-                with slice_.turn:
-                    self._give_account(slice_, keeps_left=False)
+        self._give_back_idle()
         for listening in self._listening:
             listening.close()
         self._store.close()
