@@ -41,6 +41,8 @@ MODES = {
 }
 START_SECONDS = 60.0
 SETTLE_SECONDS = 0.1
+WITH_LIBRARIES = ("controls", "controls with udp", "clients")
+"""They import whole libraries, which takes a busy machine many seconds."""
 ECHO_SECONDS = 5.0
 
 
@@ -189,7 +191,7 @@ class Battery:
 
     def _watch(self, started: subprocess.Popen[bytes], journal: Path, rows: list[Attempt]) -> None:
         """Wait until it ends, or an attempt has had its time."""
-        seconds = {row.name: row.seconds * (4 if row.group.startswith("controls") else 1) for row in rows}
+        seconds = {row.name: row.seconds * (4 if row.group in WITH_LIBRARIES else 1) for row in rows}
         deadline, read_bytes, running = time.monotonic() + START_SECONDS, 0, ""
         while started.poll() is None:
             time.sleep(0.01)

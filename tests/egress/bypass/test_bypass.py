@@ -36,7 +36,7 @@ def _known_reason(mode: str, name: str) -> str | None:
 def battery(mode: str, *options: str) -> dict[str, Any]:
     """What came of a run. Its namespaces end with it."""
     asked = [sys.executable, str(HERE), "--mode", mode, "--json", "/dev/stdout", *options]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=500, check=False, env={**os.environ})
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=1000, check=False, env={**os.environ})
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout[done.stdout.index('{"mode"') :])
     assert not found["complaints"], found["complaints"]
@@ -105,6 +105,7 @@ def test_what_an_agent_needs_still_works(mode: str) -> None:
 
 
 @pytest.mark.storm
+@pytest.mark.timeout(2000)
 def test_without_a_guard_every_attempt_arrives() -> None:
     """An attempt that arrives nowhere proves nothing when it is blocked."""
     found = whole_battery()["none"].result()
@@ -116,6 +117,7 @@ def test_without_a_guard_every_attempt_arrives() -> None:
 
 
 @pytest.mark.storm
+@pytest.mark.timeout(2000)
 @pytest.mark.parametrize("mode", GUARDED)
 def test_nothing_gets_out_that_is_not_known_to(mode: str) -> None:
     found = whole_battery()[mode].result()
@@ -125,6 +127,7 @@ def test_nothing_gets_out_that_is_not_known_to(mode: str) -> None:
 
 
 @pytest.mark.storm
+@pytest.mark.timeout(2000)
 @pytest.mark.parametrize("mode", GUARDED)
 def test_everything_that_an_agent_needs_still_works(mode: str) -> None:
     found = whole_battery()[mode].result()
@@ -133,6 +136,7 @@ def test_everything_that_an_agent_needs_still_works(mode: str) -> None:
 
 
 @pytest.mark.storm
+@pytest.mark.timeout(2000)
 @pytest.mark.parametrize("mode", KERNEL)
 def test_no_connection_reaches_a_denied_address_under_the_kernel(mode: str) -> None:
     """What is known to remain goes to an allowed host, and only says another name."""
@@ -143,6 +147,7 @@ def test_no_connection_reaches_a_denied_address_under_the_kernel(mode: str) -> N
 
 
 @pytest.mark.storm
+@pytest.mark.timeout(2000)
 def test_the_kernels_boundary_holds_for_root_too() -> None:
     found = whole_battery()["root"].result()
 
