@@ -431,7 +431,16 @@ def tell_fleets(inputs: Inputs) -> None:
     exact = pairs * (inputs.reserve + inputs.settle) / 1e6
     print(f"{AGENTS:,} agents x {PER_SECOND} decisions a second; slices of a horizon of {HORIZON_SECONDS:g} s")
     print(f"decided one by one: {2 * pairs:,} scripts a second, {exact:.1f} cores of one thread\n")
-    columns = ("agents a process", "trips/decision", "leases/s", "ticks/s", "Redis cores", "connections", "Redis MB", "idle held")
+    columns = (
+        "agents a process",
+        "trips/decision",
+        "scripts/s",
+        "own commands/s",
+        "Redis cores",
+        "connections",
+        "Redis MB",
+        "idle held",
+    )
     print("".join(f"{column:>17}" for column in columns))
     ends = []
     for together in (1, 10, 100):
@@ -453,6 +462,10 @@ def tell_fleets(inputs: Inputs) -> None:
     print("".join(f"{column:>17}" for column in columns), *ends, sep="\n")
 
 
+SHOWN = (15, 18, 19, 20, 22, 25, 30, 35, 40, 45, 50)
+END_SECONDS = max(SHOWN)
+
+
 def tell_the_end_of_a_limit(inputs: Inputs) -> None:
     """The last seconds of a limit of the whole fleet, when slices are small and are asked back; and those after it."""
     print(f"\nthe end of a limit of the fleet, {SAMPLE} agents, one a process:")
@@ -460,7 +473,7 @@ def tell_the_end_of_a_limit(inputs: Inputs) -> None:
     print("".join(f"{column:>12}" for column in columns))
     budget = SAMPLE * PER_SECOND * MEAN_TOKENS * 20
     fleet = Fleet(1, budget)
-    for second in range(1, 31):
+    for second in range(1, END_SECONDS + 1):
         fleet.behind.asked.clear()
         before = len(fleet.decided), fleet.refused
         fleet.run(1.0)
@@ -469,7 +482,7 @@ def tell_the_end_of_a_limit(inputs: Inputs) -> None:
         trips = sum(asked.values()) - asked["recall"]
         heard = asked["recall"] * fleet.agents
         cores = (trips * (inputs.reserve + inputs.settle) / 2 + heard * inputs.recall) / 1e6
-        if second >= 18:
+        if second in SHOWN:
             print(
                 f"{second:>12}{decided:>12,}{fleet.refused - before[1]:>12,}{trips:>12,}{asked['recall']:>12,}{heard:>12,}"
                 f"{f'{fleet.waited:.1f} s':>12}{cores:>12.2f}"
