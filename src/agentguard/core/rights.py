@@ -204,7 +204,8 @@ class Rights:
         limit = next(shared, None)
         if limit is None:
             return None
-        sentence = f"{who(caller)} may not make {call.name!r}: it has no share of {limit.text or limit.rule.name} ({limit.rule.place or limit.rule.name})."
+        place = limit.rule.place or limit.rule.name
+        sentence = f"{who(caller)} may not make {call.name!r}: it has no share of {limit.text or limit.rule.name} ({place})."
         remedy = "Enter an agent of the policy, carry it into threads with `propagate`, or name one in instrument(agent=...)."
         return deny(Reason.RATE if limit.is_rate else Reason.BUDGET, limit.rule, sentence, remedy)
 
