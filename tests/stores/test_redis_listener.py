@@ -226,9 +226,11 @@ def test_a_store_that_is_closed_listens_no_more_and_again_when_it_is_watched_aga
     watch.close()
 
 
-def test_watching_starts_one_thread_whatever_the_number_of_watchers(listening):
+def test_watching_takes_one_thread_and_one_connection_whatever_the_number_of_watchers(listening, own):
     watches = [listening.store.watch_isolations(threading.Event().set) for _ in range(5)]
+    watches.append(listening.store.watch_recalls(lambda _: None))
 
     assert listening.threads == 1
+    assert subscribed(own) == 1
     for watch in watches:
         watch.close()

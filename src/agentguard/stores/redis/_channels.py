@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class Channels:
-    """The channels of a fleet. Each is listened to while somebody in this process wants to know.
+    """The channels of a fleet, which are listened to while somebody in this process wants to know.
+
+    Isolations and recalls come over one connection: a process that leases listens to both all the time.
 
     Args:
         link: The way to the server.
@@ -30,10 +32,11 @@ class Channels:
 
     def __init__(self, link: Link, keys: Keys, epoch: Callable[[], int]) -> None:
         self._link = link
-        self._settled = Listener(link, keys.settlements)
-        self._steered = Listener(link, keys.isolations, epoch, self._hear_of_isolation)
+        self._recalls = keys.recalls
+        self._settled = Listener(link, {keys.settlements: self._hear_of_settlement})
+        heard = {keys.isolations: self._hear_of_isolation, keys.recalls: self._hear_of_recall}
+        self._steered = Listener(link, heard, epoch)
         self._isolating: Watchers[[int, Isolation]] = Watchers()
-        self._recalled = Listener(link, keys.recalls, hear=self._hear_of_recall)
         self._recalling: Watchers[[Sequence[str]]] = Watchers()
 
     def watch_settlements(self, on_change: Callable[[], None]) -> Closeable:
@@ -50,7 +53,7 @@ class Channels:
 
     def watch_recalls(self, on_recall: Callable[[Sequence[str]], None]) -> Closeable:
         """Call `on_recall` with the rows that any process has recalled."""
-        return Together(self._recalling.add(on_recall), self._recalled.add(_hear_nothing))
+        return Together(self._recalling.add(on_recall), self._steered.add(_hear_nothing))
 
     def say_settled(self) -> None:
         """Tell this process; the script has told the others."""
@@ -64,24 +67,28 @@ class Channels:
     def recall(self, keys: Sequence[str]) -> None:
         """Tell every process that these rows are wanted back."""
         said = json.dumps(list(keys))
-        self._link.ask(lambda client: client.publish(self._recalled.channel, said))
+        self._link.ask(lambda client: client.publish(self._recalls, said))
 
     def restart(self) -> None:
         """Go on in a forked child, which has no threads."""
         self._isolating.lock = threading.Lock()
         self._recalling.lock = threading.Lock()
-        for listener in (self._settled, self._steered, self._recalled):
-            listener.restart()
+        self._settled.restart()
+        self._steered.restart()
 
     def close(self) -> None:
         """Listen no more."""
-        for listener in (self._settled, self._steered, self._recalled):
-            listener.close()
+        self._settled.close()
+        self._steered.close()
+
+    def _hear_of_settlement(self, _: bytes) -> None:
+        self._settled.watchers.announce()
 
     def _hear_of_isolation(self, said: bytes) -> None:
         told = _told(said)
         if told is not None:
             self._isolating.announce(*told)
+        self._steered.watchers.announce()
 
     def _hear_of_recall(self, said: bytes) -> None:
         keys = _keys_in(said)
@@ -112,4 +119,4 @@ def _keys_in(said: bytes) -> list[str]:
 
 
 def _hear_nothing() -> None:
-    """Who listens to recalls is told of each by its own way."""
+    """Whoever listens to recalls has no need to know of isolations."""

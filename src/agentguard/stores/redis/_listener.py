@@ -18,7 +18,7 @@ from agentguard.stores.redis._link import SILENCE
 from agentguard.stores.redis._urls import open_client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from agentguard.stores._watchers import Watch
     from agentguard.stores.redis._link import Link
@@ -31,29 +31,23 @@ logger: logging.Logger = logging.getLogger("agentguard")
 
 
 class Listener:
-    """Tells watchers of what is said on one channel, as long as there are any.
+    """Tells watchers of what is said on some channels, as long as there are any, over one connection.
 
     A message is a hint: whoever is told reads the truth. So a subscription that has just begun to stand tells too,
     since a message may have been missed; and about every second a number is looked at that every message changes.
 
     Args:
         link: The way to the server.
-        channel: What to listen to.
+        channels: What to listen to, and what each message is told to. Anybody may have published it: it is not to be trusted.
         look: Reads the number; None when there is none.
-        hear: Told of each message ahead of the watchers. Whatever somebody has published: it is not to be trusted.
     """
 
     def __init__(
-        self,
-        link: Link,
-        channel: str,
-        look: Callable[[], object] | None = None,
-        hear: Callable[[bytes], None] | None = None,
+        self, link: Link, channels: Mapping[str, Callable[[bytes], None]], look: Callable[[], object] | None = None
     ) -> None:
         self.watchers: Watchers[[]] = Watchers()
-        self._hear = hear
         self._link = link
-        self.channel: str = channel
+        self._channels = channels
         self._look = look
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -110,26 +104,27 @@ class Listener:
                         raise
                     self._pause()
 
-    def _messages(self, client: Any) -> Iterator[Any]:
-        """What is published, first of all the number of channels: the subscription has begun to stand."""
+    def _messages(self, client: Any) -> Iterator[Mapping[str, Any]]:
+        """What is published, after word that the subscription has begun to stand."""
         seen: Any = None
         with client.pubsub() as subscription:
             with own_traffic():
-                subscription.subscribe(self.channel)
+                subscription.subscribe(*self._channels)
             while not self._is_done():
                 seconds = _LOOK_SECONDS * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load
                 with own_traffic():
                     message = subscription.get_message(timeout=seconds)
                 if message is not None:
-                    yield message["data"]
+                    yield message
                 elif self._look is not None and (number := self._look()) != seen:
                     seen = number
                     self.watchers.announce()
 
-    def _tell(self, said: object) -> None:
-        if self._hear is not None and isinstance(said, bytes):
-            self._hear(said)
-        self.watchers.announce()
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        if message["type"] == "message":
+            self._channels[message["channel"].decode()](message["data"])
+        else:
+            self.watchers.announce()
 
     def _pause(self) -> None:
         time.sleep(self._wait)
