@@ -63,7 +63,7 @@ def test_a_redis_is_for_a_fleet_and_is_not_connected_to_before_it_is_asked():
     assert isinstance(store, Standby)
     assert isinstance(store.store, LeasedStore)
     assert (address.kind, address.shown) == ("single", "rediss://redis.example:6380/2")
-    assert behind._row.startswith("ag:{support}:")
+    assert behind._keys.row.startswith("ag:{support}:")
 
 
 def test_a_redis_is_asked_for_every_call_where_leases_are_off():
