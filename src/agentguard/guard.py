@@ -23,7 +23,6 @@ from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import ALLOW, Decision, Reason, after_waiting
 from agentguard.core.engine import (
     AwaitChange,
-    Left,
     ReadRows,
     ReserveRows,
     admission,
@@ -58,6 +57,7 @@ from agentguard.events import (
     ToolProposed,
 )
 from agentguard.in_force import InForce
+from agentguard.lefts import OLD_SECONDS, Lefts, left_of
 from agentguard.membership import Described, Membership
 from agentguard.policy.digest import digest_of
 from agentguard.policy.model import Mode, OnStoreDown, Unit
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
     from agentguard.core.call import Call, Target
     from agentguard.core.caller import Caller
-    from agentguard.core.engine import Reply
+    from agentguard.core.engine import Left, Reply
     from agentguard.core.explain import RuleTrace
     from agentguard.core.limits import LimitRow
     from agentguard.core.pricing import PriceSource
@@ -163,6 +163,7 @@ class Guard:
         self._unnamed_session = f"process-{os.getpid()}-{os.urandom(4).hex()}"
         self.ids: Iterator[str] = _ids()
         self.changes: Changes = Changes(store)
+        self._lefts = Lefts(self._read_lefts, clock.monotonic, OLD_SECONDS if store.may_block else 0.0)
         self.orders: Changes = Changes()  # an operator's: isolations, and policies
         self._open: dict[str, Admission] = {}
         self._ended: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
@@ -251,7 +252,7 @@ class Guard:
                 return cast("Decision", end.value.decision)
             match ask:
                 case ReadRows():
-                    reply = self._lefts(ask.rows)
+                    reply = self._read_lefts(ask.rows)
                 case ReserveRows():
                     reply = self._would_refuse(ask)
                 case AwaitChange():
@@ -260,7 +261,7 @@ class Guard:
     def _would_refuse(self, ask: ReserveRows) -> Refused | None:
         charged = {charge.row: charge.amount for charge in ask.charges}
         rows = [row for row in ask.rows if row.key in charged]
-        for row, left in zip(rows, self._lefts(rows), strict=True):
+        for row, left in zip(rows, self._read_lefts(rows), strict=True):
             amount = charged[row.key]
             if amount > left.at_least:
                 limit = row.limit.amount
@@ -318,7 +319,7 @@ class Guard:
                     case ReserveRows():
                         asking.reply = self._reserve(Reserve(asking.id, ask.charges, ask.subjects, asking.reports, ask.rows), ask)
                     case ReadRows():
-                        asking.reply = self._lefts(ask.rows)
+                        asking.reply = self._lefts.of(ask.rows, may_be_old=ask.may_be_old)
                     case AwaitChange():
                         asking.reply = asking.wait(ask)
                     case None:
@@ -339,7 +340,7 @@ class Guard:
                         request = Reserve(asking.id, ask.charges, ask.subjects, asking.reports, ask.rows)
                         asking.reply = await self._areserve(request, ask)
                     case ReadRows():
-                        asking.reply = self._lefts(ask.rows)
+                        asking.reply = self._lefts.of(ask.rows, may_be_old=ask.may_be_old)
                     case AwaitChange():
                         asking.reply = await asking.await_change(ask)
                     case None:
@@ -470,11 +471,11 @@ class Guard:
             self.tell(BudgetThresholdCrossed(self.clock.time(), crossed))
         return answer.refused
 
-    def _lefts(self, rows: Sequence[LimitRow]) -> Sequence[Left]:
+    def _read_lefts(self, rows: Sequence[LimitRow]) -> Sequence[Left]:
         self.in_force.register(rows, self.store)
         self.settle_ended()
         balances = {balance.row: balance for balance in self.store.read([row.key for row in rows])}
-        return [_left(row, balances.get(row.key)) for row in rows]
+        return [left_of(row, balances.get(row.key)) for row in rows]
 
     def held_by(self, owner: Owner, row: str) -> int:
         """What the open calls of one thread or task hold of a row."""
@@ -844,12 +845,6 @@ def _may_go_uncounted(ask: ReserveRows) -> bool:
     """Whether every limit of a call says `on_store_down: open`. A call without limits waits too: its agent may be isolated."""
     charged = {charge.row for charge in ask.charges}
     return bool(charged) and all(row.limit.on_store_down is OnStoreDown.OPEN for row in ask.rows if row.key in charged)
-
-
-def _left(row: LimitRow, balance: Balance | None) -> Left:
-    if balance is None:
-        return Left(0, 0) if row.subject.startswith("budget:") else Left(row.limit.amount, row.limit.amount)
-    return Left(balance.amount - balance.spent - balance.held, balance.amount - balance.spent)
 
 
 def _is_same(other: Owner, mine: Owner) -> bool:

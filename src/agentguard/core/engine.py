@@ -40,10 +40,15 @@ LEAST_WRITTEN_BOUND = 256
 """Below this many output tokens an answer is of little use, so a call rather waits for what others hold than takes the crumbs."""
 
 
+FAR = 16
+"""What a row had left a moment ago will do while that is so many times what a call asks for."""
+
+
 class ReadRows(NamedTuple):
-    """A question to the store: what these rows have left."""
+    """A question to the store: what these rows have left. With `may_be_old` what they had left a moment ago will do at first."""
 
     rows: tuple[LimitRow, ...]
+    may_be_old: bool = False
 
 
 class ReserveRows(NamedTuple):
@@ -65,10 +70,14 @@ class AwaitChange(NamedTuple):
 
 
 class Left(NamedTuple):
-    """What a row has left: when all that is held stays held, and when all of it is given back. In the limit's unit."""
+    """What a row has left: when all that is held stays held, and when all of it is given back. In the limit's unit.
+
+    `is_old`: it had that left a moment ago.
+    """
 
     at_least: int
     at_most: int
+    is_old: bool = False
 
 
 class Estimate(NamedTuple):
@@ -142,30 +151,64 @@ def admission(
     rows = account.rows
     subjects = rights.subjects(caller, is_llm=isinstance(call, LLMCall))
     while True:
-        estimate = NO_ESTIMATE
-        if isinstance(call, LLMCall):
-            lefts: Sequence[Left] = ()
-            if call.max_output_tokens is None and account.amounts and rights.llm.unbounded_output is _WRITE:
-                lefts = cast("Sequence[Left]", (yield ReadRows(account.amounts)))
-            try:
-                estimate = _estimate(call, caller, rights, account, estimator, prices, lefts)
-            except _Refusal as refused:
-                return Outcome(boundary or refused.decision, rows=rows)
-        charges = _charges(call, account, estimate)
-        request = ReserveRows(rows, charges, subjects)
-        answer = yield request
-        if answer is None:
-            return Outcome(boundary or ALLOW, estimate, rows, charges)
-        refusal = cast("Refused", answer)
+        try:
+            estimate, request, refusal = yield from _asking(call, caller, rights, account, subjects, estimator, prices, reports)
+        except _Refusal as refused:
+            return Outcome(boundary or refused.decision, rows=rows)
+        if refusal is None:
+            return Outcome(boundary or ALLOW, estimate, rows, request.charges)
         is_held = refusal.kind is RefusalKind.CONTENDED
         if is_held and reports:
-            return Outcome(boundary or ALLOW, estimate, rows, charges)  # it would have waited
+            return Outcome(boundary or ALLOW, estimate, rows, request.charges)  # it would have waited
         if is_held or (refusal.retry_at is not None and not reports):
             stands = yield AwaitChange(refusal, request)
             if stands is None:
                 continue
             refusal = cast("Refused", stands)
-        return Outcome(boundary or refusal_of(refusal, call, caller, rows), estimate, rows, charges)
+        return Outcome(boundary or refusal_of(refusal, call, caller, rows), estimate, rows, request.charges)
+
+
+def _asking(
+    call: Call,
+    caller: Caller,
+    rights: Rights,
+    account: Account,
+    subjects: tuple[str, ...],
+    estimator: Estimator,
+    prices: PriceSource,
+    reports: bool,
+) -> Generator[Ask, Reply, tuple[Estimate, ReserveRows, Refused | None]]:
+    """Estimate a call and ask for its charges; where its output bound is written from what is left, for less if need be.
+
+    What was left a moment ago does, far from every limit. A request that was refused is made again for a smaller bound, if
+    others have taken some since what is left was read; in report mode never, since there it was taken all the same.
+    """
+    lefts: Sequence[Left] = ()
+    is_written = (
+        isinstance(call, LLMCall)
+        and call.max_output_tokens is None
+        and bool(account.amounts)
+        and rights.llm.unbounded_output is _WRITE
+    )
+    may_be_old = not reports
+    request, refusal, too_much = None, None, None
+    while True:
+        if is_written:
+            lefts = cast("Sequence[Left]", (yield ReadRows(account.amounts, may_be_old)))
+        estimate = (
+            _estimate(call, caller, rights, account, estimator, prices, lefts) if isinstance(call, LLMCall) else NO_ESTIMATE
+        )
+        if may_be_old and _is_close(account.amounts, lefts, estimate):
+            may_be_old = False
+            continue
+        output = estimate.output_tokens or 0
+        if request is not None and too_much is not None and output >= too_much:
+            return estimate, request, refusal
+        request = ReserveRows(account.rows, _charges(call, account, estimate), subjects)
+        refusal = cast("Refused | None", (yield request))
+        if refusal is None or reports or not _may_fit(refusal, lefts):
+            return estimate, request, refusal
+        may_be_old, too_much = False, output
 
 
 def refused_by_isolation(
@@ -241,6 +284,17 @@ def _estimate(
         if decision := over_call_limit(limit, input_tokens + (output or 0), nanos, call, caller):
             raise _Refusal(decision)
     return estimate
+
+
+def _is_close(amounts: Sequence[LimitRow], lefts: Sequence[Left], estimate: Estimate) -> bool:
+    """Whether a row may have less left than the bound was written for, since it had not much more a moment ago."""
+    asked = {Unit.TOKENS: estimate.input_tokens + (estimate.output_tokens or 0), Unit.USD: estimate.nanos}
+    return any(left.is_old and left.at_least < FAR * asked[row.limit.unit] for row, left in zip(amounts, lefts, strict=False))
+
+
+def _may_fit(refusal: Refused, lefts: Sequence[Left]) -> bool:
+    """Whether a smaller bound may fit where one that was written from `lefts` did not: others took some after it was read."""
+    return bool(lefts) and (refusal.kind is RefusalKind.EXHAUSTED or any(left.is_old for left in lefts))
 
 
 def _fitting_bound(
