@@ -465,7 +465,8 @@ class LeasedStore:
         return found
 
     def _give_back_all(self, keys: Sequence[str]) -> None:
-        """Somebody waits for what lies idle here."""
+        """Somebody waits for what lies idle here. All have heard it, so nobody needs to say it again just now."""
+        self._note_recall(keys)
         with contextlib.suppress(StoreUnavailable):  # it stays held, and is given back by the next sweep
             self._give_back(keys)
 
@@ -476,16 +477,19 @@ class LeasedStore:
                     self._give_account(slice_, keeps_left=False)
 
     def _recall(self, key: str) -> bool:
-        """Ask others for what lies idle there. Whether it was done: every waiting call asks, and all together ask seldom."""
-        now = time.monotonic()
-        with self._lock:
-            if now - self._recalled.get(key, -1.0) < _RECALL_PAUSE_SECONDS:
-                return False
-            if len(self._recalled) >= _MOST_REMEMBERED:
-                self._recalled.clear()
-            self._recalled[key] = now
+        """Ask others for what lies idle there. Whether it was done: every waiting call asks, and all of a fleet seldom."""
+        if time.monotonic() - self._recalled.get(key, -1.0) < _RECALL_PAUSE_SECONDS:
+            return False
+        self._note_recall([key])
         self._store.recall([key])
         return True
+
+    def _note_recall(self, keys: Sequence[str]) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if len(self._recalled) >= _MOST_REMEMBERED:
+                self._recalled.clear()
+            self._recalled.update(dict.fromkeys(keys, now))
 
     def _listen(self) -> None:
         """Hear of isolations and recalls from now on. A process that has never taken a slice has no need to."""
@@ -494,7 +498,7 @@ class LeasedStore:
         with self._joining:
             if not self._listening:
                 self._listening = (
-                    self._store.watch_isolations(self._look_at_isolations),
+                    self._store.watch_isolations(self._look_at_isolations, self._stop),
                     self._store.watch_recalls(self._give_back_all),
                 )
                 self._look_at_isolations()
@@ -510,6 +514,12 @@ class LeasedStore:
                 self._isolated = isolated
                 if isolated is _UNKNOWN:
                     self._fast.clear()
+
+    def _stop(self, _epoch: int, isolation: Isolation) -> None:
+        """Admit nothing more of a subject, before it is read who is isolated."""
+        with self._looking, self._lock:
+            if self._isolated is not _UNKNOWN:
+                self._isolated |= {isolation.subject}
 
     def _are_free(self, subjects: Sequence[str]) -> bool:
         """Whether none of them is isolated, as far as is known."""
