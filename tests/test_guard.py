@@ -387,6 +387,10 @@ class Down(MemoryStore):
 
     try_reserve = reserve
 
+    def read(self, keys):
+        self._answers()
+        return super().read(keys)
+
     def settle(self, id, actual):
         self._answers()
         return super().settle(id, actual)
@@ -408,6 +412,19 @@ def test_a_store_that_is_down_lets_calls_of_open_limits_pass(guard_of):
 
     with guard.admit(call()) as admission:
         admission.settle(Usage(1, 1))
+
+
+@pytest.mark.parametrize("max_tokens", [100, None])
+def test_a_store_that_is_down_stops_nobody_in_report_mode_and_that_is_said_once(guard_of, caplog, max_tokens):
+    store = Down()
+    guard = guard_of("1000 tokens", store=store, mode="report")
+    store.is_down = True
+
+    for _ in range(3):
+        with guard.admit(call(max_tokens)) as admission:
+            admission.settle(Usage(1, 1))
+
+    assert [record.message.count("uncounted") for record in caplog.records].count(1) == 1
 
 
 def test_a_settlement_that_a_store_could_not_take_is_made_when_it_is_back(guard_of):

@@ -171,7 +171,7 @@ class Guard:
         self._unsettled: list[tuple[Admission, Ending]] = []
         self._collected = self._swept = self._renewed = -float("inf")
         self._survivors: frozenset[str] = frozenset()
-        self._is_closed = False
+        self._is_closed = self._has_missed = False
         self._chores: list[Callable[[], None]] = []
         self._worker = Worker(self._tick)
         self.spans: SpanObserver | None = None
@@ -410,8 +410,8 @@ class Guard:
         try:
             self.in_force.register(ask.rows, self.store)
             answer = self.store.reserve(request)
-        except StoreUnavailable:
-            if not _may_go_uncounted(ask):
+        except StoreUnavailable as error:
+            if not self._goes_uncounted(ask, error):
                 raise
             return None
         return None if answer is GRANTED else self._granted(answer)
@@ -425,8 +425,8 @@ class Guard:
             try:
                 self.in_force.register(ask.rows, self.store)
                 return self._granted(await self._await_store(request))
-            except StoreUnavailable:
-                if not _may_go_uncounted(ask):
+            except StoreUnavailable as error:
+                if not self._goes_uncounted(ask, error):
                     raise
                 return None
         try:
@@ -472,10 +472,28 @@ class Guard:
         return answer.refused
 
     def _read_lefts(self, rows: Sequence[LimitRow]) -> Sequence[Left]:
-        self.in_force.register(rows, self.store)
-        self.settle_ended()
-        balances = {balance.row: balance for balance in self.store.read([row.key for row in rows])}
+        try:
+            self.in_force.register(rows, self.store)
+            self.settle_ended()
+            balances = {balance.row: balance for balance in self.store.read([row.key for row in rows])}
+        except StoreUnavailable:
+            if not self.in_force.reports:
+                raise
+            balances = {}
         return [left_of(row, balances.get(row.key)) for row in rows]
+
+    def _goes_uncounted(self, ask: ReserveRows, error: StoreUnavailable) -> bool:
+        """Whether a call is made though the store gives no answer: if each of its limits says `on_store_down: open`.
+
+        A call without limits is not: its agent may be isolated. In report mode every call is, since nothing is refused there.
+        """
+        if self.in_force.reports:
+            if not self._has_missed:
+                self._has_missed = True
+                logger.warning("agentguard: calls go on uncounted in report mode while the store does not answer: %s", error)
+            return True
+        charged = {charge.row for charge in ask.charges}
+        return bool(charged) and all(row.limit.on_store_down is OnStoreDown.OPEN for row in ask.rows if row.key in charged)
 
     def held_by(self, owner: Owner, row: str) -> int:
         """What the open calls of one thread or task hold of a row."""
@@ -839,12 +857,6 @@ _NOTHING = Amounts()
 def _ids() -> Iterator[str]:
     """Names for calls: unique over the processes of a fleet, and made without a call of Python."""
     return map(f"{os.urandom(6).hex()}-{{}}".format, itertools.count(1))
-
-
-def _may_go_uncounted(ask: ReserveRows) -> bool:
-    """Whether every limit of a call says `on_store_down: open`. A call without limits waits too: its agent may be isolated."""
-    charged = {charge.row for charge in ask.charges}
-    return bool(charged) and all(row.limit.on_store_down is OnStoreDown.OPEN for row in ask.rows if row.key in charged)
 
 
 def _is_same(other: Owner, mine: Owner) -> bool:
