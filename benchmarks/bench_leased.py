@@ -8,22 +8,18 @@ when they are as large as a process likes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import redis
+from redis_fixture import CHARGES, ROWS, USED, redis_server
 
-from agentguard.core.limits import Amounts, Charge, LimitRow, Refused
-from agentguard.policy.model import Limit, Per, Unit, Window
+from agentguard.core.limits import Refused
 from agentguard.stores.base import GRANTED, Reserve
 from agentguard.stores.leased import LeasedStore
 from agentguard.stores.memory import MemoryStore
@@ -32,20 +28,10 @@ from agentguard.stores.sqlite import SqliteStore
 from agentguard.stores.standby import Standby
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from agentguard.stores.base import Leasable
 
 CALLS = 20_000
 TASKS = 64
-ROWS = (
-    LimitRow.of("fleet", Limit(amount=10**12, unit=Unit.TOKENS, per=Per.FLEET, window=Window("day"))),
-    LimitRow.of("team:support", Limit(amount=10**12, unit=Unit.USD, per=Per.TEAM, window=Window("month"))),
-    LimitRow.of("agent:bot", Limit(amount=10**12, unit=Unit.TOKENS, window=Window("hour"))),
-    LimitRow.of("session:s", Limit(amount=10**12, unit=Unit.TOKENS, per=Per.SESSION)),
-)
-CHARGES = tuple(Charge(row.key, 500) for row in ROWS)
-USED = Amounts(400, 400)
 
 
 class Counted:
@@ -72,7 +58,7 @@ def main() -> None:
     print(f"{'':34}{'reserve':>12}{'settle':>12}{'trips, slices of 100':>24}{'as it likes':>14}")
     folder = tempfile.mkdtemp()
     try:
-        with redis_server(folder) as url:
+        with redis_server() as (url, _, _):
             measure("leased over memory", MemoryStore())
             measure("leased over SQLite", SqliteStore(Path(folder, "counters.sqlite")))
             measure("leased over Redis", RedisStore(f"{url}?timeout=2"))
@@ -80,27 +66,6 @@ def main() -> None:
             asyncio.run(from_tasks(f"{url}?timeout=2"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def redis_server(folder: str) -> Iterator[str]:
-    """A server of our own, and its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        with contextlib.closing(redis.Redis(port=port)) as client:
-            for _ in range(500):
-                with contextlib.suppress(redis.ConnectionError):
-                    client.ping()
-                    break
-                time.sleep(0.01)
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        server.kill()
-        server.wait()
 
 
 def measure(what: str, behind: Leasable, *, on_standby: bool = False) -> None:

@@ -8,66 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
+from typing import TYPE_CHECKING
 
-import redis
+from redis_fixture import CHARGES, ROWS, USED, redis_server
 
-from agentguard.core.limits import Amounts, Charge, LimitRow
 from agentguard.errors import StoreUnavailable
-from agentguard.policy.model import Limit, Per, Unit, Window
 from agentguard.stores.base import GRANTED, Reserve
 from agentguard.stores.redis import RedisStore
 
+if TYPE_CHECKING:
+    import subprocess
+
+    import redis
+
 CALLS = 3000
 TASKS = (1, 16, 64)
-ROWS = [
-    LimitRow.of("fleet", Limit(amount=10**12, unit=Unit.TOKENS, per=Per.FLEET, window=Window("day"))),
-    LimitRow.of("team:support", Limit(amount=10**12, unit=Unit.USD, per=Per.TEAM, window=Window("month"))),
-    LimitRow.of("agent:bot", Limit(amount=10**12, unit=Unit.TOKENS, window=Window("hour"))),
-    LimitRow.of("session:s", Limit(amount=10**12, unit=Unit.TOKENS, per=Per.SESSION)),
-]
-CHARGES = tuple(Charge(row.key, 500) for row in ROWS)
-USED = Amounts(400, 400)
 
 
 def main() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tempfile.mkdtemp()
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        client = redis.Redis(port=port)
-        wait_for(client)
+    with redis_server() as (url, client, server):
         print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, redis {client.info('server')['redis_version']}")
-        store = RedisStore(f"redis://127.0.0.1:{port}/0?timeout=2")
+        store = RedisStore(f"{url}?timeout=2")
         store.register(ROWS)
         one_at_a_time(store, client)
         asyncio.run(together(store))
-        when_frozen(f"redis://127.0.0.1:{port}/0", server)
+        when_frozen(url, server)
         store.close()
-    finally:
-        server.kill()
-        server.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for(client: redis.Redis) -> None:
-    for _ in range(500):
-        try:
-            client.ping()
-        except redis.ConnectionError:
-            time.sleep(0.01)
-        else:
-            return
-    sys.exit("redis-server does not answer")
 
 
 def one_at_a_time(store: RedisStore, client: redis.Redis) -> None:

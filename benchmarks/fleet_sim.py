@@ -11,18 +11,17 @@ import heapq
 import itertools
 import os
 import random
-import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import closing
+from typing import NamedTuple
 
 import redis
+from redis_fixture import redis_server
 
 from agentguard.core.call import HTTPCall
 from agentguard.core.limits import Amounts, Charge, LimitRow, RefusalKind, Refused
@@ -34,9 +33,6 @@ from agentguard.stores.base import Account, Member, Reserve
 from agentguard.stores.leased import HORIZON_SECONDS, SHARE, LeasedStore
 from agentguard.stores.memory import MemoryStore
 from agentguard.stores.redis import RedisStore
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 AGENTS = 10_000
 PER_SECOND = 10
@@ -122,30 +118,6 @@ def charges(rows: tuple[LimitRow, ...], amount: int) -> tuple[Charge, ...]:
 # --- inputs -------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def redis_server() -> Iterator[tuple[str, redis.Redis]]:
-    """A server of our own, its URL and a client that looks at it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tempfile.mkdtemp()
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    client = redis.Redis(port=port)
-    try:
-        for _ in range(500):
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                time.sleep(0.01)
-        yield f"redis://127.0.0.1:{port}/0?timeout=5", client
-    finally:
-        server.kill()
-        server.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def spent(client: redis.Redis) -> float:
     """Microseconds of the server's main thread so far."""
     cpu = client.info("cpu")
@@ -157,7 +129,8 @@ def used_memory(client: redis.Redis) -> int:
 
 
 def measured() -> Inputs:
-    with redis_server() as (url, client):
+    with redis_server() as (server, client, _):
+        url = f"{server}?timeout=5"
         reserve, settle, lease = cost_of_questions(url, client)
         row, hold, member = bytes_of_what_is_kept(url, client)
         recall = cost_of_hearing(client)

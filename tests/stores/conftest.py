@@ -47,6 +47,14 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
+def own() -> Iterator[Server]:
+    """A server that a test may break."""
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
 def redis(server: Server, clock: FrozenClock) -> Iterator[RedisStore]:
     server.ask("FLUSHALL")
     store = clocked(server.url, clock)

@@ -17,7 +17,7 @@ from agentguard.stores.leased import HORIZON_SECONDS, LeasedStore
 from agentguard.stores.memory import MemoryStore
 from agentguard.stores.redis import RedisStore
 
-from .redis_server import PROGRAM, Server
+from .redis_server import PROGRAM
 
 TOKENS = LimitRow.of("agent:a", Limit(amount=10_000, unit=Unit.TOKENS))
 MONEY = LimitRow.of("team:t", Limit(amount=10_000, unit=Unit.USD, window=Window("day")))
@@ -244,13 +244,6 @@ def test_a_process_that_leases_nothing_listens_to_nobody(behind, leased):
 FAR = LimitRow.of("agent:far", Limit(amount=1000, unit=Unit.TOKENS))
 LOCAL = LimitRow.of("agent:local", Limit(amount=1000, unit=Unit.TOKENS, on_store_down=OnStoreDown.LOCAL))
 PATIENT = "?timeout=2"
-
-
-@pytest.fixture
-def own():
-    server = Server()
-    yield server
-    server.close()
 
 
 def ask(store, name, amount=1, row=FAR):

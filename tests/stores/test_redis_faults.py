@@ -37,14 +37,6 @@ LOCAL = row("agent:local", 1000, OnStoreDown.LOCAL)
 OPEN = row("agent:open", 1000, OnStoreDown.OPEN)
 
 
-@pytest.fixture
-def own():
-    """A server that this test may break."""
-    server = Server()
-    yield server
-    server.close()
-
-
 @contextlib.contextmanager
 def opened(url: str, *rows: LimitRow):
     store = RedisStore(url)

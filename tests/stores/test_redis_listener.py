@@ -12,21 +12,13 @@ import pytest
 
 from agentguard.stores.redis import RedisStore
 
-from .redis_server import PROGRAM, Server
+from .redis_server import PROGRAM
 
 if TYPE_CHECKING:
     from agentguard.stores.base import Isolation
 
 pytestmark = pytest.mark.needs(PROGRAM)
 PATIENT = "?timeout=5"
-
-
-@pytest.fixture
-def own():
-    """A server that this test may break."""
-    server = Server()
-    yield server
-    server.close()
 
 
 @pytest.fixture

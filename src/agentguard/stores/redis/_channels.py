@@ -32,7 +32,6 @@ class Channels:
 
     def __init__(self, link: Link, keys: Keys, epoch: Callable[[], int]) -> None:
         self._link = link
-        self._state = keys.state
         self._recalls = keys.recalls
         self._settled = Listener(link, {keys.settlements: self._hear_of_settlement})
         heard = {keys.isolations: self._hear_of_isolation, keys.recalls: self._hear_of_recall}
@@ -68,7 +67,7 @@ class Channels:
     def recall(self, keys: Sequence[str]) -> None:
         """Tell every process that these rows are wanted back, unless one has just told it."""
         said = json.dumps(list(keys))
-        self._link.run("recall", [self._state, f"{self._recalls}:{said}"], [self._recalls, said])
+        self._link.run("recall", [f"{self._recalls}:{said}"], [self._recalls, said])
 
     def restart(self) -> None:
         """Go on in a forked child, which has no threads."""
