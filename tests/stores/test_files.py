@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from agentguard.core.limits import Amounts, Charge, LimitRow, RefusalKind
 from agentguard.errors import StoreUnavailable
 from agentguard.policy.model import Limit, Per, Unit, Window
+from agentguard.stores._bell import RECALL, Bell, ring
 from agentguard.stores.base import GRANTED, Reserve
 from agentguard.stores.sqlite import IDLE_SECONDS, SqliteStore
 
@@ -306,3 +308,44 @@ def test_a_bell_that_was_taken_down_delays_an_isolation_by_less_than_50_ms(path)
 
     assert took < 1  # the target is 50 ms, which a busy machine may miss: benchmarks/bench_isolation.py
     wait_for(lambda: not list(path.parent.glob("*.bell-*")))
+
+
+def test_a_closed_store_has_left_its_folder(tmp_path):
+    before = set(threading.enumerate())
+    for number in range(50):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        store = SqliteStore(folder / "counters.sqlite")
+        watches = [store.watch(lambda: None), store.watch_recalls(lambda _keys: None)]
+        store.recall([TOKENS.key])
+        for watch in watches:
+            watch.close()
+        store.close()
+
+        assert not list(folder.glob("*.bell-*"))
+        shutil.rmtree(folder)
+        assert not folder.exists()
+
+    assert set(threading.enumerate()) <= before
+
+
+def test_bells_that_are_taken_down_while_they_are_rung_disturb_nobody(tmp_path):
+    path = str(tmp_path / "counters.sqlite")
+    is_over = threading.Event()
+
+    def hang_and_take_down() -> None:
+        while not is_over.is_set():
+            bell = Bell(path)
+            bell.wait(0)
+            bell.close()
+
+    others = [threading.Thread(target=hang_and_take_down) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        for _ in range(2000):
+            ring(path, RECALL)
+    finally:
+        is_over.set()
+        for other in others:
+            other.join()

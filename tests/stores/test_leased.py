@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 
 import pytest
@@ -251,14 +252,14 @@ def ask(store, name, amount=1, row=FAR):
 
 
 def until_it_hears(store, own):
-    """A subscription that has just begun to stand has the isolations read, and that needs the server."""
-    with contextlib.closing(RedisStore(own.url + PATIENT)) as operator:
+    """A subscription has begun to stand, and what was told over it has been read: either needs the server."""
+    told, read = threading.Event(), threading.Event()
+    # Whoever watches is told in the order of joining: this one after the store itself.
+    watch = store.watch_isolations(lambda: told.is_set() and read.set(), lambda _epoch, _isolation: told.set())
+    with contextlib.closing(watch), contextlib.closing(RedisStore(own.url + PATIENT)) as operator:
         operator.isolate("agent:elsewhere", on=True, by="ada", why="drill")
-    deadline = time.monotonic() + 10
+        assert read.wait(10)
     request = Reserve("isolated", (Charge(FAR.key, 1),), ("agent:elsewhere",))
-    while "agent:elsewhere" not in store._isolated:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
     assert store.reserve(request).kind is RefusalKind.ISOLATED
 
 

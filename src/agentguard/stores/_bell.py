@@ -15,6 +15,7 @@ from pathlib import Path
 ISOLATION = b"i"
 RECALL = b"r"
 _MADE_ANEW = b"?"
+_WAKE = b"!"
 
 
 class Bell:
@@ -38,8 +39,12 @@ class Bell:
         ready, _, _ = select.select([self._descriptor], [], [], seconds)
         return os.read(self._descriptor, 4096) if ready else b""
 
+    def wake(self) -> None:
+        """End a `wait`, from any thread."""
+        _ring_one(self._path, _WAKE)
+
     def close(self) -> None:
-        """Take it down."""
+        """Take it down, in the thread that waits for it."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -62,13 +67,18 @@ def ring(path: str, what: bytes) -> None:
     """Ring the bells of all processes that listen beside a shared file; those of dead processes are taken away."""
     shared = Path(path)
     for bell in shared.parent.glob(f"{shared.name}.bell-*"):
-        try:
-            descriptor = os.open(bell, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nobody has it open
-                with contextlib.suppress(OSError):
-                    bell.unlink()
-            continue
-        with contextlib.suppress(BlockingIOError):  # it is full of rings already
-            os.write(descriptor, what)
-        os.close(descriptor)
+        _ring_one(bell, what)
+
+
+def _ring_one(bell: str | Path, what: bytes) -> None:
+    try:
+        descriptor = os.open(bell, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nobody has it open
+            with contextlib.suppress(OSError):
+                os.unlink(bell)  # noqa: PTH108 - as above
+        return
+    # It is full of rings already, or was taken down since it was opened.
+    with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        os.write(descriptor, what)
+    os.close(descriptor)

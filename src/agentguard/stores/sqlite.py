@@ -51,6 +51,7 @@ _POLL_SECONDS = 0.005
 _LISTEN_SECONDS = 0.03
 """How often to look for an isolation that no bell has told of: it was taken down, or nobody could ring it."""
 
+_END_SECONDS = 1.0
 _BATCH = 200
 """Holds or rows that one transaction sweeps, so that nobody waits long for the lock."""
 
@@ -104,6 +105,7 @@ class SqliteStore:
         self._listeners: Watchers[[]] = Watchers()
         self._wanted = Recalls()
         self._listener: threading.Thread | None = None
+        self._bell: Bell | None = None
         self._database.run(_look)
         survive_forks(self)
 
@@ -235,6 +237,7 @@ class SqliteStore:
 
     def close(self) -> None:
         """Free the file. Open holds stay, and are swept when the process is gone. A later verb opens it anew."""
+        self._end_threads()
         self._database.close()
         self._reader.close()
 
@@ -444,6 +447,19 @@ class SqliteStore:
                 self._poller = threading.Thread(target=self._poll, name="agentguard-store-watch", daemon=True)
                 self._poller.start()
 
+    def _end_threads(self) -> None:
+        """Wait for the threads that have nobody left to tell: none of them opens the file again when this store is closed."""
+        with self._watchers.lock:
+            poller = None if self._watchers else self._poller
+        with self._listeners.lock:
+            listener = None if self._listeners or self._wanted else self._listener
+            bell = self._bell
+        if listener is not None and bell is not None:
+            bell.wake()
+        for thread in (poller, listener):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(_END_SECONDS)
+
     def _poll(self) -> None:
         """Tell the watchers of what other processes write, until nobody watches. The first look counts as a change."""
         seen: object = None
@@ -461,12 +477,14 @@ class SqliteStore:
     def _start_listening(self) -> None:
         with self._listeners.lock:
             if self._listener is None or not self._listener.is_alive():
-                self._listener = threading.Thread(target=self._listen, name="agentguard-store-isolations", daemon=True)
+                self._bell = Bell(self._database.path)
+                self._listener = threading.Thread(
+                    target=self._listen, args=(self._bell,), name="agentguard-store-isolations", daemon=True
+                )
                 self._listener.start()
 
-    def _listen(self) -> None:
+    def _listen(self, bell: Bell) -> None:
         """Tell of isolations and recalls by other processes, until nobody listens. The first look counts as a change."""
-        bell = Bell(self._database.path)
         seen: object = None
         epoch = -1
         while True:
