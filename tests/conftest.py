@@ -111,15 +111,15 @@ class Guarded:
 
     @property
     def is_settled(self) -> bool:
-        return not self.guard._open
+        return not self.guard.open_calls
 
     def settle(self, seconds: float = 30.0) -> None:
         """Wait until every call is settled and told."""
         deadline = time.monotonic() + seconds
         while not self.is_settled and time.monotonic() < deadline:
-            self.guard.settle_ended()
+            self.guard.ledger.settle_ended()
             time.sleep(0.001)
-        assert self.is_settled, f"not settled: {[(one.call.name, one.is_streaming) for one in self.guard._open.values()]}"
+        assert self.is_settled, f"not settled: {[(one.call.name, one.is_streaming) for one in self.guard.open_calls]}"
         assert self.guard.flush(seconds)
 
     def told(self, kind: type[Any]) -> list[Any]:

@@ -137,7 +137,7 @@ def test_a_call_settles_once(guard_of):
         admission.settle(Usage(1, 1))
         admission.settle(Usage(500, 500))
         admission.settle_later(Usage(500, 500))
-    guard.settle_ended()
+    guard.ledger.settle_ended()
 
     assert balance(guard) == (2, 0)
     assert len(told(guard, CallSettled)) == 1

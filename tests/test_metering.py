@@ -59,7 +59,7 @@ def guard():
 
 
 def settled(guard):
-    guard.settle_ended()
+    guard.ledger.settle_ended()
     [(_, balance)] = guard.usage()
     assert balance.held == 0
     return balance.spent

@@ -116,7 +116,7 @@ def use_up(guard, calls=2):
 
 
 def is_settled(guard):
-    return guard.orders.waiting == guard.changes.waiting == 0 and not guard._open
+    return guard.orders.waiting == guard.changes.waiting == 0 and not guard.open_calls
 
 
 # --- waiting for a window ----------------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ class Admission:
             return None
         if not self.attempts or not _is_ambiguous(self.attempts[-1]):
             return None
-        refusal = self.guard.extend(self, input_tokens=self.estimate.input_tokens)
+        refusal = self.guard.ledger.extend(self, input_tokens=self.estimate.input_tokens)
         if refusal is None:
             self.unanswered += 1
         return refusal
@@ -180,7 +180,7 @@ class Admission:
     ) -> None:
         """Charge the call now. Only where no collector or signal handler can be running."""
         if self._end():
-            self.guard.settle(self, Ending(usage, outcome, error, decision, self.guard.clock.time()))
+            self.guard.ledger.settle(self, Ending(usage, outcome, error, decision, self.guard.clock.time()))
 
     def may_be_read_later(self, body: bytes) -> bool:
         """Whether a whole response can wait for the worker: it used no more than is held, and no rule asks what it proposes."""
@@ -209,7 +209,7 @@ class Admission:
         """Charge the call soon, from the worker or before the next reservation. Takes no lock, so a finalizer may call it."""
         if self._end():
             guard = self.guard
-            guard.settle_later(self, Ending(usage, outcome, error, decision, guard.clock.time()))
+            guard.ledger.settle_later(self, Ending(usage, outcome, error, decision, guard.clock.time()))
 
     def hang_up(self) -> None:
         """Shut down the connection of a stream. Whoever is blocked in reading it meets its end."""

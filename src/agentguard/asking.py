@@ -105,11 +105,11 @@ class Asking:
         """Block until it is time to ask again: None. When that is of no use, or has taken too long: the refusal that stands."""
         refused = ask.refused
         if refused.kind is RefusalKind.CONTENDED:
-            if self._guard.settle_roomy():
+            if self._guard.ledger.settle_roomy():
                 self._again()
                 return None
             if self._is_ours(refused):
-                self._guard.collect_garbage(self.owner)
+                self._guard.open_calls.collect_garbage(self.owner)
         pauses = self._pauses(ask)
         try:
             while True:
@@ -123,10 +123,10 @@ class Asking:
         """Like `wait`, without blocking the event loop."""
         refused = ask.refused
         if refused.kind is RefusalKind.CONTENDED:
-            if self._guard.settle_roomy():
+            if self._guard.ledger.settle_roomy():
                 self._again()
                 return None
-            if self._is_ours(refused) and self._guard.collect_garbage(self.owner):
+            if self._is_ours(refused) and self._guard.open_calls.collect_garbage(self.owner):
                 await self._let_generators_end(refused)
         pauses = self._pauses(ask)
         try:
@@ -144,7 +144,7 @@ class Asking:
         refused, limits = ask.refused, self.rights.policy.limits
         # What this very thread or task holds cannot be given back while it waits. A window passes all the same.
         if refused.kind is RefusalKind.CONTENDED and not self._is_ours(refused):
-            self._guard.collect_garbage()
+            self._guard.open_calls.collect_garbage()
             patience = self._patience(limits.contention_wait_seconds)
             if patience > 0 and not self._is_listening:
                 self._listen()
@@ -224,7 +224,7 @@ class Asking:
 
     def _is_ours(self, refused: Refused) -> bool:
         """Whether the call would not fit even if everybody else gave back what they hold."""
-        return refused.spent + self._guard.held_by(self.owner, refused.row) + refused.requested > refused.amount
+        return refused.spent + self._guard.open_calls.held_by(self.owner, refused.row) + refused.requested > refused.amount
 
     def _again(self) -> None:
         """Make ready to ask again: the same, or anew under a policy that has been put in force meanwhile."""

@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import gc
 import itertools
-import logging
 import os
-import queue
 import threading
 import time
 import weakref
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
-from agentguard.admission import Admission, Ending, InProgress, Owner
+from agentguard.admission import Admission, InProgress, Owner
 from agentguard.asking import Asking
 from agentguard.changes import Changes
 from agentguard.context import CALLER
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import ALLOW, Decision, Reason, after_waiting
-from agentguard.core.engine import (
-    AwaitChange,
-    ReadRows,
-    ReserveRows,
-    admission,
-    over_call_limit,
-    refusal_of,
-    refused_by_isolation,
-)
+from agentguard.core.engine import AwaitChange, ReadRows, ReserveRows, admission, refused_by_isolation
 from agentguard.core.estimate import Estimator
 from agentguard.core.isolation import IsolationMode, agents_on_probation, subject_of
-from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused
-from agentguard.core.pricing import bound_nanos
+from agentguard.core.limits import RefusalKind, Refused
 from agentguard.errors import (
     AgentIsolated,
     BudgetExceeded,
@@ -47,31 +35,24 @@ from agentguard.errors import (
     StoreUnavailable,
     ToolDenied,
 )
-from agentguard.events import (
-    BudgetThresholdCrossed,
-    CallAdmitted,
-    CallDenied,
-    CallSettled,
-    EstimateBreached,
-    PolicyLoaded,
-    ToolProposed,
-)
+from agentguard.events import CallAdmitted, CallDenied, PolicyLoaded, ToolProposed
 from agentguard.in_force import InForce
-from agentguard.lefts import OLD_SECONDS, Lefts, left_of
+from agentguard.ledger import Ledger
 from agentguard.membership import Described, Membership
+from agentguard.open_calls import OpenCalls
 from agentguard.policy.digest import digest_of
-from agentguard.policy.model import Mode, OnStoreDown, Unit
+from agentguard.policy.model import Mode
 from agentguard.policy.probation import on_probation
-from agentguard.stores.base import GRANTED, Granted, Reserve
+from agentguard.stores.base import Reserve
 from agentguard.worker import Worker, after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from agentguard.core.call import Call, Target
     from agentguard.core.caller import Caller
-    from agentguard.core.engine import Left, Reply
+    from agentguard.core.engine import Reply
     from agentguard.core.explain import RuleTrace
     from agentguard.core.limits import LimitRow
     from agentguard.core.pricing import PriceSource
@@ -79,8 +60,6 @@ if TYPE_CHECKING:
     from agentguard.events import Event, Observer, SpanObserver
     from agentguard.policy.model import Policy
     from agentguard.stores.base import Balance, Isolation, Store
-
-    AwaitStore = Callable[[Reserve], Awaitable[Granted | Refused]]
 
 
 class Clock(Protocol):
@@ -94,8 +73,6 @@ class Clock(Protocol):
 
 
 SYSTEM_CLOCK: Clock = time  # the module is a Clock
-
-logger: logging.Logger = logging.getLogger("agentguard")
 
 _SCOPED: contextvars.ContextVar[tuple[Guard, ...]] = contextvars.ContextVar("agentguard_guards", default=())
 
@@ -112,7 +89,6 @@ _DENIALS: dict[Reason, type[Denied]] = {
 
 _SWEEP_SECONDS = 1.0
 _RENEW_SECONDS = 60.0
-_COLLECT_SECONDS = 1.0
 
 
 def scoped_guard() -> Guard | None:
@@ -155,7 +131,6 @@ class Guard:
 
             prices = BundledPrices()
         self.store = store
-        self._await_store: AwaitStore | None = getattr(store, "areserve", None)
         self.clock = clock
         self.prices = prices
         self.estimator: Estimator = Estimator()
@@ -163,17 +138,13 @@ class Guard:
         self._unnamed_session = f"process-{os.getpid()}-{os.urandom(4).hex()}"
         self.ids: Iterator[str] = _ids()
         self.changes: Changes = Changes(store)
-        self._lefts = Lefts(self._read_lefts, clock.monotonic, OLD_SECONDS if store.may_block else 0.0)
         self.orders: Changes = Changes()  # an operator's: isolations, and policies
-        self._open: dict[str, Admission] = {}
-        self._ended: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
-        self._roomy: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
-        self._unsettled: list[tuple[Admission, Ending]] = []
-        self._collected = self._swept = self._renewed = -float("inf")
-        self._survivors: frozenset[str] = frozenset()
-        self._is_closed = self._has_missed = False
+        self.open_calls: OpenCalls = OpenCalls(clock.monotonic)
+        self.ledger: Ledger = Ledger(self)
+        self._swept = self._renewed = -float("inf")
+        self._is_closed = False
         self._chores: list[Callable[[], None]] = []
-        self._worker = Worker(self._tick)
+        self.worker: Worker = Worker(self._tick)
         self.spans: SpanObserver | None = None
         self.observe(*observers)
         self.isolated: Mapping[str, Isolation] = {}
@@ -252,7 +223,7 @@ class Guard:
                 return cast("Decision", end.value.decision)
             match ask:
                 case ReadRows():
-                    reply = self._read_lefts(ask.rows)
+                    reply = self.ledger.lefts(ask.rows)
                 case ReserveRows():
                     reply = self._would_refuse(ask)
                 case AwaitChange():
@@ -261,7 +232,7 @@ class Guard:
     def _would_refuse(self, ask: ReserveRows) -> Refused | None:
         charged = {charge.row: charge.amount for charge in ask.charges}
         rows = [row for row in ask.rows if row.key in charged]
-        for row, left in zip(rows, self._read_lefts(rows), strict=True):
+        for row, left in zip(rows, self.ledger.lefts(rows), strict=True):
             amount = charged[row.key]
             if amount > left.at_least:
                 limit = row.limit.amount
@@ -317,9 +288,10 @@ class Guard:
                 ask = asking.next()
                 match ask:
                     case ReserveRows():
-                        asking.reply = self._reserve(Reserve(asking.id, ask.charges, ask.subjects, asking.reports, ask.rows), ask)
+                        request = Reserve(asking.id, ask.charges, ask.subjects, asking.reports, ask.rows)
+                        asking.reply = self.ledger.reserve(request, ask)
                     case ReadRows():
-                        asking.reply = self._lefts.of(ask.rows, may_be_old=ask.may_be_old)
+                        asking.reply = self.ledger.left(ask.rows, may_be_old=ask.may_be_old)
                     case AwaitChange():
                         asking.reply = asking.wait(ask)
                     case None:
@@ -338,9 +310,9 @@ class Guard:
                 match ask:
                     case ReserveRows():
                         request = Reserve(asking.id, ask.charges, ask.subjects, asking.reports, ask.rows)
-                        asking.reply = await self._areserve(request, ask)
+                        asking.reply = await self.ledger.areserve(request, ask)
                     case ReadRows():
-                        asking.reply = self._lefts.of(ask.rows, may_be_old=ask.may_be_old)
+                        asking.reply = self.ledger.left(ask.rows, may_be_old=ask.may_be_old)
                     case AwaitChange():
                         asking.reply = await asking.await_change(ask)
                     case None:
@@ -355,7 +327,7 @@ class Guard:
         if outcome.decision is not ALLOW:
             self._refuse(asked.id, call, caller, outcome.decision, waited)
         admitted = Admission(self, asked.id, call, caller, asked.rights, outcome, asked.owner)
-        self._open[asked.id] = admitted
+        self.open_calls.add(admitted)
         if not self._membership.has_joined:
             self.join()
         if self.isolated:  # since it was admitted, perhaps: whoever isolates has not seen it among the open calls
@@ -364,7 +336,7 @@ class Guard:
         if not isinstance(call, ToolCall):
             if self.spans is not None:
                 admitted.span = self.spans.begin("call", "", call, caller)
-            self._worker.tell(
+            self.worker.tell(
                 CallAdmitted(
                     admitted.started,
                     asked.id,
@@ -402,50 +374,6 @@ class Guard:
         self.tell_denied(admitted, refusal, target, enforced=enforced)
         return refusal if enforced else None
 
-    # --- the store --------------------------------------------------------------------------------------------------
-
-    def _reserve(self, request: Reserve, ask: ReserveRows) -> Refused | None:
-        if self.in_force.reports or not self._ended.empty():
-            self._settle_due()
-        try:
-            self.in_force.register(ask.rows, self.store)
-            answer = self.store.reserve(request)
-        except StoreUnavailable as error:
-            if not self._goes_uncounted(ask, error):
-                raise
-            return None
-        return None if answer is GRANTED else self._granted(answer)
-
-    async def _areserve(self, request: Reserve, ask: ReserveRows) -> Refused | None:
-        """Decide inline while the store is free; wait for it as it knows how to, else in a thread."""
-        if not self.store.may_block:
-            return self._reserve(request, ask)
-        self._settle_due()
-        if self._await_store is not None:
-            try:
-                self.in_force.register(ask.rows, self.store)
-                return self._granted(await self._await_store(request))
-            except StoreUnavailable as error:
-                if not self._goes_uncounted(ask, error):
-                    raise
-                return None
-        try:
-            self.in_force.register(ask.rows, self.store)
-            answer = self.store.try_reserve(request)
-        except StoreUnavailable:
-            answer = None
-        if answer is not None and not (isinstance(answer, Refused) and answer.kind is RefusalKind.UNREGISTERED):
-            return self._granted(answer)
-        reserving = asyncio.get_running_loop().run_in_executor(None, self._reserve, request, ask)
-        try:
-            return await asyncio.shield(reserving)
-        except asyncio.CancelledError:
-            # The thread may yet be granted what nobody waits for any more.
-            reserving.add_done_callback(
-                lambda done: done.cancelled() or done.exception() or done.result() or self.store.settle(request.id, _NOTHING)
-            )
-            raise
-
     def withhold(self, admitted: Admission) -> None:
         """Refuse the result of a call that was isolated while it was made. It is charged.
 
@@ -458,191 +386,6 @@ class Guard:
         error = denial(decision, admitted.call)
         admitted.settle_later(outcome="cut", error=type(error).__name__, decision=decision)
         raise error
-
-    def _granted(self, answer: Granted | Refused) -> Refused | None:
-        if isinstance(answer, Refused):
-            if answer.kind is RefusalKind.UNREGISTERED:
-                # The store has lost what it was told. An unknown balance is not an empty one, so this call is refused.
-                self.in_force.forget_registrations()
-            if answer.kind is RefusalKind.EXHAUSTED and not self._roomy.empty():
-                return answer._replace(kind=RefusalKind.CONTENDED)  # calls that have ended are yet to make room, and to teach
-            return answer
-        for crossed in answer.crossed:
-            self.tell(BudgetThresholdCrossed(self.clock.time(), crossed))
-        return answer.refused
-
-    def _read_lefts(self, rows: Sequence[LimitRow]) -> Sequence[Left]:
-        try:
-            self.in_force.register(rows, self.store)
-            self.settle_ended()
-            balances = {balance.row: balance for balance in self.store.read([row.key for row in rows])}
-        except StoreUnavailable:
-            if not self.in_force.reports:
-                raise
-            balances = {}
-        return [left_of(row, balances.get(row.key)) for row in rows]
-
-    def _goes_uncounted(self, ask: ReserveRows, error: StoreUnavailable) -> bool:
-        """Whether a call is made though the store gives no answer: if each of its limits says `on_store_down: open`.
-
-        A call without limits is not: its agent may be isolated. In report mode every call is, since nothing is refused there.
-        """
-        if self.in_force.reports:
-            if not self._has_missed:
-                self._has_missed = True
-                logger.warning("agentguard: calls go on uncounted in report mode while the store does not answer: %s", error)
-            return True
-        charged = {charge.row for charge in ask.charges}
-        return bool(charged) and all(row.limit.on_store_down is OnStoreDown.OPEN for row in ask.rows if row.key in charged)
-
-    def held_by(self, owner: Owner, row: str) -> int:
-        """What the open calls of one thread or task hold of a row."""
-        mine = [admitted for admitted in list(self._open.values()) if admitted.is_open and _is_same(admitted.owner, owner)]
-        return sum(
-            charge.amount for admitted in mine for charge in (*admitted.outcome.charges, *admitted.extended) if charge.row == row
-        )
-
-    def collect_garbage(self, owner: Owner | None = None) -> bool:
-        """Free streams that a bare `break` has left: the SDK's stream and its generator are a cycle.
-
-        Once a second at most; for an owner, whenever it has a stream that no collection has seen yet.
-
-        Returns:
-            Whether it was done.
-        """
-        now = self.clock.monotonic()
-        streams = [other for other in list(self._open.values()) if other.is_streaming and other.is_open]
-        if owner is None:
-            is_due = bool(streams) and now - self._collected >= _COLLECT_SECONDS
-        else:
-            is_due = any(other.id not in self._survivors and _is_same(other.owner, owner) for other in streams)
-        if is_due:
-            self._collected = now
-            gc.collect()
-            self._survivors = frozenset(other.id for other in streams if other.is_open)
-        return is_due
-
-    # --- the end of a call ------------------------------------------------------------------------------------------
-
-    def settle(self, admitted: Admission, ending: Ending) -> None:
-        """Charge a call that has ended, tell observers, and learn from what the provider reported."""
-        admitted.read()
-        usage = admitted.used(ending)
-        nanos = admitted.cost(usage)
-        try:
-            settled = self.store.settle(admitted.id, Amounts(usage.total_tokens, nanos or 0))
-        except StoreUnavailable as error:
-            # The call was made, and its answer is the caller's. What it holds stays held until the store is back.
-            logger.warning("agentguard: a call could not be settled, its reservation stands until it can: %s", error)
-            self._unsettled.append((admitted, ending))
-            return
-        finally:
-            self._open.pop(admitted.id, None)
-        now = ending.at
-        for crossed in settled.crossed:
-            self.tell(BudgetThresholdCrossed(now, crossed))
-        call, estimate = admitted.call, admitted.estimate
-        if isinstance(call, ToolCall):
-            return
-        reserved = estimate.input_tokens + admitted.reserved_output
-        if isinstance(call, LLMCall) and not usage.estimated:
-            self.estimator.learn(call, usage, admitted.output_bytes)
-            if usage.total_tokens > reserved and estimate.output_tokens is not None:
-                self.tell(EstimateBreached(now, admitted.id, call, admitted.caller, reserved, usage.total_tokens))
-        self.tell(
-            CallSettled(
-                now,
-                admitted.id,
-                call,
-                admitted.caller,
-                admitted.started,
-                usage,
-                nanos,
-                ending.outcome,
-                ending.error,
-                admitted.answer,
-                tuple(admitted.attempts),
-                admitted.first_chunk_at,
-                reserved,
-                admitted.written_bound,
-                ending.decision,
-                admitted.span,
-            )
-        )
-
-    def settle_later(self, admitted: Admission, ending: Ending) -> None:
-        """Queue an ending. Safe in a finalizer: `SimpleQueue.put` is reentrant, and nothing here takes a lock.
-
-        An ending that is known to make room only is not needed before a decision, unless that would be a refusal.
-        """
-        (self._ended if admitted.unread is None else self._roomy).put((admitted, ending))
-        if not self._worker.is_woken:
-            self._worker.wake()
-
-    def settle_ended(self) -> None:
-        """Charge all calls whose endings are queued."""
-        self._settle_due()
-        self.settle_roomy()
-
-    def _settle_due(self) -> None:
-        """Charge the calls that a decision has to know of. In report mode, all: nothing is asked twice there."""
-        self._settle_from(self._ended)
-        if self.in_force.reports:
-            self._settle_from(self._roomy)
-
-    def settle_roomy(self) -> bool:
-        """Charge the calls that have ended and make room. Returns whether there were any."""
-        return self._settle_from(self._roomy)
-
-    def _settle_from(self, endings: queue.SimpleQueue[tuple[Admission, Ending]]) -> bool:
-        found = False
-        while not endings.empty():
-            try:
-                admitted, ending = endings.get_nowait()
-            except queue.Empty:
-                break
-            found = True
-            self.settle(admitted, ending)
-        return found
-
-    def extend(self, admitted: Admission, *, input_tokens: int = 0, output_tokens: int = 0) -> Decision | None:
-        """Hold more tokens for an open call: of output as many as are left, so that nothing strands; of input all.
-
-        Returns:
-            None when at least one token was granted (`Admission.reserved_output` has grown by what was); otherwise the
-            refusal, and nothing was taken. In report mode everything is granted.
-        """
-        estimate = admitted.estimate
-        tokens = input_tokens + output_tokens
-        nanos = bound_nanos(estimate.price, input_tokens, output_tokens) if estimate.price else 0
-        by_unit = {Unit.TOKENS: tokens, Unit.USD: nanos}
-        charges = tuple(Charge(row.key, amount) for row in admitted.rows if (amount := by_unit.get(row.limit.unit, 0)))
-        granted = output_tokens
-        refusal = self._over_call_limits(admitted, 1 if output_tokens else 0)
-        if refusal is None and charges:
-            answer = self.store.extend(admitted.id, charges)
-            if isinstance(answer, Granted) and answer.charges:
-                admitted.extended += answer.charges
-                granted = max(output_tokens * answer.charges[0].amount // charges[0].amount, 1)
-                if input_tokens:  # an attempt is sent whole or not at all; what was taken is given back when the call settles
-                    answer = self.store.extend(admitted.id, charges)
-            elif isinstance(answer, Granted):
-                admitted.extended += charges
-            if isinstance(answer, Refused):
-                refusal = refusal_of(answer, admitted.call, admitted.caller, admitted.rows, is_cut=True)
-        if refusal is not None and self.policy.mode is Mode.ENFORCE:
-            return refusal
-        admitted.reserved_output += granted if output_tokens else 0
-        return None
-
-    def _over_call_limits(self, admitted: Admission, more_output: int) -> Decision | None:
-        estimate = admitted.estimate
-        output = admitted.reserved_output + more_output
-        nanos = bound_nanos(estimate.price, estimate.input_tokens, output) if estimate.price else 0
-        for limit in admitted.rights.call_limits:
-            if decision := over_call_limit(limit, estimate.input_tokens + output, nanos, admitted.call, admitted.caller):
-                return decision
-        return None
 
     def tell_denied(
         self, admitted: Admission, decision: Decision, target: Target | None = None, *, enforced: bool = True
@@ -665,7 +408,7 @@ class Guard:
                 refusal = refusal or decision
         return refusal
 
-    # --- isolation and the ledger -----------------------------------------------------------------------------------
+    # --- isolation --------------------------------------------------------------------------------------------------
 
     def isolate(self, subject: str, *, by: str, why: str, mode: str = "block-all") -> None:
         """Stop a subject everywhere: its calls are refused, its streams are closed, what is in flight is withheld.
@@ -695,8 +438,8 @@ class Guard:
     def join(self) -> None:
         """Be a member of the fleet from now on: hear of isolations as they are made, and be listed."""
         self._membership.join()
-        self._worker.start()
-        self._worker.wake()  # it says that we are here
+        self.worker.start()
+        self.worker.wake()  # it says that we are here
 
     def leave(self) -> None:
         """Be listed no more: this process ends."""
@@ -717,7 +460,7 @@ class Guard:
         if is_news:
             self.orders.announce()
         if isolations:
-            calls = list(self._open.values())
+            calls = list(self.open_calls)
             for admitted in calls:
                 self._cut_isolated(admitted)
             spared = {id(admitted.connection) for admitted in calls if admitted.is_cut is None}
@@ -731,17 +474,11 @@ class Guard:
         if admitted.is_cut is None and admitted.is_open and not self.in_force.reports:
             admitted.is_cut = refused_by_isolation(admitted.call, admitted.caller, admitted.rights, self.isolated, is_cut=True)
 
-    @property
-    def ledger(self) -> SettledLedger:
-        """The counters, as a budget block reads them."""
-        return SettledLedger(self)
-
     def usage(self, subject: str | None = None) -> Sequence[tuple[LimitRow, Balance]]:
         """The ledger: every limit with its balance, or those of one subject."""
-        self.settle_ended()
         return [
             (row, balance)
-            for row, balance in self.store.rows()
+            for row, balance in self.ledger.rows()
             if subject is None or row.subject == subject or row.subject.endswith(f"@{subject}")
         ]
 
@@ -750,37 +487,35 @@ class Guard:
     def observe(self, *observers: Observer) -> None:
         """Add observers. One that has `begin` and `current` is there when calls start; there is one such at most."""
         for observer in observers:
-            self._worker.add(observer)
+            self.worker.add(observer)
             if hasattr(observer, "begin"):
                 self.spans = cast("SpanObserver", observer)
 
     def chore(self, fn: Callable[[], None]) -> None:
         """Have something done about every second, on the worker."""
         self._chores.append(fn)
-        self._worker.start()
+        self.worker.start()
 
     @property
     def dropped_events(self) -> int:
         """Events that no observer was told of, because too many were waiting."""
-        return self._worker.dropped
+        return self.worker.dropped
 
     def tell(self, event: Event) -> None:
         """Tell observers, off the call path."""
-        self._worker.tell(event)
+        self.worker.tell(event)
 
     def flush(self, seconds: float = 2.0) -> bool:
         """Settle what has ended and tell what is queued. False when time ran out."""
-        self.settle_ended()
-        return self._worker.flush(seconds)
+        self.ledger.settle_ended()
+        return self.worker.flush(seconds)
 
     def _tick(self) -> None:
-        self.settle_ended()
+        self.ledger.settle_ended()
         now = self.clock.monotonic()
         if now - self._swept >= _SWEEP_SECONDS:
             self._swept = now
-            unsettled, self._unsettled = self._unsettled, []
-            for one in unsettled:
-                self._ended.put(one)
+            self.ledger.settle_again()
             with suppress(StoreUnavailable):  # a call that needs the store says so
                 self.store.sweep()
                 self.refresh_isolations()
@@ -793,10 +528,9 @@ class Guard:
 
     def restart(self) -> None:
         """Begin anew in a forked child: the calls in flight are the parent's."""
-        self._open.clear()
+        self.open_calls.clear()
+        self.ledger.restart()
         self._membership.restart()
-        self._ended = queue.SimpleQueue()
-        self._roomy = queue.SimpleQueue()
         self.changes = Changes(self.store)
         self.orders = Changes()
         self.ids = _ids()
@@ -806,9 +540,9 @@ class Guard:
         if self._is_closed:
             return
         self._is_closed = True
-        self.settle_ended()
+        self.ledger.settle_ended()
         self.leave()
-        self._worker.close()
+        self.worker.close()
         self.store.close()
 
     def __enter__(self) -> Self:
@@ -817,26 +551,6 @@ class Guard:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         _SCOPED.set(_SCOPED.get()[:-1])
-
-
-class SettledLedger:
-    """A guard's counters, with every call settled that has ended."""
-
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-
-    def register(self, rows: Iterable[LimitRow]) -> None:
-        """Make rows known."""
-        self._guard.store.register(rows)
-
-    def read(self, keys: Sequence[str]) -> Sequence[Balance]:
-        """Balances of rows; unknown rows are left out."""
-        self._guard.settle_ended()
-        return self._guard.store.read(keys)
-
-    def forget(self, keys: Iterable[str]) -> None:
-        """Drop rows."""
-        self._guard.store.forget(keys)
 
 
 def denial(decision: Decision, call: Call | None, bases: tuple[type, ...] = ()) -> Denied:
@@ -851,14 +565,6 @@ def denial(decision: Decision, call: Call | None, bases: tuple[type, ...] = ()) 
     return kind(decision, call)
 
 
-_NOTHING = Amounts()
-
-
 def _ids() -> Iterator[str]:
     """Names for calls: unique over the processes of a fleet, and made without a call of Python."""
     return map(f"{os.urandom(6).hex()}-{{}}".format, itertools.count(1))
-
-
-def _is_same(other: Owner, mine: Owner) -> bool:
-    """A task waits for itself in vain; a thread for everything that runs on it, its event loop's tasks included."""
-    return other.task is mine.task if mine.task is not None else other.thread == mine.thread

@@ -157,7 +157,7 @@ class Meter:
         while scan.output_bytes > self._allowed:
             missing = estimator.output_tokens(admitted.call, scan.output_bytes, bound) - admitted.reserved_output
             step = max(LEAST_EXTENSION_TOKENS, admitted.reserved_output // 20)
-            if refusal := admitted.guard.extend(admitted, output_tokens=max(missing, 0) + step):
+            if refusal := admitted.guard.ledger.extend(admitted, output_tokens=max(missing, 0) + step):
                 self._cut(refusal)
             self._allowed = self._allowance()
 

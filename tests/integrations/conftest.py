@@ -50,7 +50,7 @@ class Guarded:
         for _ in range(3000):
             self.guard.flush(30)
             told = [type(event) for event in self.events]
-            is_open = [admitted for admitted in list(self.guard._open.values()) if admitted.is_open]
+            is_open = [admitted for admitted in self.guard.open_calls if admitted.is_open]
             if told.count(CallAdmitted) == told.count(CallSettled) + len(is_open):
                 return
             time.sleep(0.01)

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING
 
 from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused
 from agentguard.errors import StoreUnavailable
-from agentguard.stores._deciding import Deciding
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._slices import NOTHING, Chain, Slice, add, at_least_nothing, is_leasable
 from agentguard.stores._watchers import Together, Watchers
 from agentguard.stores.base import GRANTED, NOT_SETTLED, SETTLED, Account, Granted, Reserve, Settled
+from agentguard.stores.deciding import Deciding
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -183,7 +183,7 @@ class LeasedStore:
         if answer is None and wanted is None and not request.force:
             asked = self._store.try_reserve(request) if self._await_store is None else await self._await_store(request)
             answer = self._unless_it_may_heal(request, asked)
-        return answer or await Deciding(self, request).in_thread()
+        return answer or await Deciding(self.reserve, self.settle, request).in_thread()
 
     def _look(self, request: Reserve) -> tuple[Granted | Refused | None, tuple[Chain, Amounts] | None]:
         """What a slice says; if none says anything, of which chain to take one, and what the call charges."""

@@ -10,15 +10,26 @@ from agentguard.core.limits import Amounts
 from agentguard.stores.base import Granted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agentguard.core.limits import Refused
-    from agentguard.stores.base import Reserve, Store
+    from agentguard.stores.base import Reserve
 
 
 class Deciding:
-    """One `reserve` in a thread. Whoever comes last, thread or cancelled task, gives back what nobody waits for any more."""
+    """One `reserve` in a thread. Whoever comes last, thread or cancelled task, gives back what nobody waits for any more.
 
-    def __init__(self, store: Store, request: Reserve) -> None:
-        self._store = store
+    Args:
+        reserve: Decides, and may block.
+        settle: Gives back what was granted.
+        request: What is asked.
+    """
+
+    def __init__(
+        self, reserve: Callable[[Reserve], Granted | Refused], settle: Callable[[str, Amounts], object], request: Reserve
+    ) -> None:
+        self._reserve = reserve
+        self._settle = settle
         self._request = request
         self._lock = threading.Lock()
         self._is_granted = False
@@ -38,7 +49,7 @@ class Deciding:
             raise
 
     def _decide(self) -> Granted | Refused:
-        answer = self._store.reserve(self._request)
+        answer = self._reserve(self._request)
         if isinstance(answer, Granted):
             with self._lock:
                 self._is_granted = True
@@ -48,4 +59,4 @@ class Deciding:
         return answer
 
     def _give_back(self) -> None:
-        self._store.settle(self._request.id, Amounts())
+        self._settle(self._request.id, Amounts())
