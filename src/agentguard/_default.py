@@ -301,6 +301,7 @@ def _telemetry(guard: Guard) -> Callable[[], None]:
     telemetry = set_up(service_name=guard.home_agent)
     guard.observe(telemetry.spans, telemetry.metrics)
     telemetry.metrics.watch_dropped(lambda: guard.dropped_events)
+    telemetry.metrics.watch_budgets(guard.ledger.lasting)
     return telemetry.close
 
 

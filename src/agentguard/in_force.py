@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from agentguard.core.caller import NOBODY, Caller
 from agentguard.core.rights import Rights
-from agentguard.policy.model import Mode
+from agentguard.policy.model import Mode, Per
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,10 +16,22 @@ if TYPE_CHECKING:
     from agentguard.stores.base import Store
 
 _MAX_ROW_SETS = 8192
+_MAX_REGISTERED = 65_536
+"""Rows that are known to be registered. Every session has some of its own, and to register one again changes nothing."""
+
+_FEW = frozenset({Per.AGENT, Per.MODEL, Per.KEY, Per.TEAM, Per.FLEET})
 
 
 class InForce:
-    """A policy with everything compiled from it. Replaced as a whole, so that no call sees half of two policies."""
+    """A policy with everything compiled from it. Replaced as a whole, so that no call sees half of two policies.
+
+    Attributes:
+        policy: The policy.
+        reports: Whether refusals are recorded only.
+        home: The agent of callers that have entered none; empty when there is no such.
+        nobody: Such a caller.
+        lasting: The rows that calls have been charged to, by key; without those of single users, sessions and the like.
+    """
 
     def __init__(self, policy: Policy, agent: str | None, unnamed_session: str) -> None:
         self.policy = policy
@@ -27,6 +39,7 @@ class InForce:
         only = policy.agents[0].name if len(policy.agents) == 1 else None
         self.home: tuple[str, ...] = (agent,) if agent else (only,) if only else ()
         self.nobody: Caller = NOBODY._replace(agents=self.home)
+        self.lasting: dict[str, LimitRow] = {}
         self._registered: set[str] = set()
         self._row_sets: dict[int, tuple[LimitRow, ...]] = {}
         self._unnamed_session = unnamed_session
@@ -55,7 +68,10 @@ class InForce:
         unknown = [row for row in rows if row.key not in self._registered and not row.subject.startswith("budget:")]
         if unknown:
             store.register(unknown)
+            if len(self._registered) >= _MAX_REGISTERED:
+                self.forget_registrations()
             self._registered.update(row.key for row in unknown)
+            self.lasting.update((row.key, row) for row in unknown if row.limit.per in _FEW)
         if isinstance(rows, tuple):
             if len(self._row_sets) >= _MAX_ROW_SETS:
                 self._row_sets.clear()

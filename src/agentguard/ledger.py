@@ -270,6 +270,18 @@ class Ledger:
             balances = {}
         return [left_of(row, balances.get(row.key)) for row in rows]
 
+    def lasting(self) -> Sequence[tuple[LimitRow, Balance]]:
+        """The rows that calls here have been charged to, with their balances: of agents, models, keys, teams and the fleet.
+
+        Those of single users, sessions and the like are left out: there may be any number of them. While the store gives no
+        answer there is nothing.
+        """
+        rows = dict(self._guard.in_force.lasting)
+        try:
+            return [(rows[balance.row], balance) for balance in self._store.read(list(rows))] if rows else []
+        except StoreUnavailable:
+            return []
+
     def rows(self) -> Sequence[tuple[LimitRow, Balance]]:
         """Every row with its balance."""
         self.settle_ended()

@@ -30,6 +30,7 @@ PROGRAM = """
     ]})
     telemetry = set_up(service_name="bot")
     guard = Guard(policy, observers=[telemetry.spans, telemetry.metrics])
+    telemetry.metrics.watch_budgets(guard.ledger.lasting)
     CALLER.set(Caller(("bot",)))
     target = Target("https", "api.openai.com", 443, f"/v1/chat/completions?api_key={CANARY}")
     body = {"messages": [{"role": "user", "content": CANARY}], "system": CANARY, "instructions": CANARY, "prompt": CANARY,
@@ -90,7 +91,12 @@ def test_a_trace_arrives_whole_and_without_a_secret(collector, protocol):
     assert all(known["agentguard.rule"] for known in refused)
     (used,) = [known for _, _, known in found if "gen_ai.usage.input_tokens" in known]
     assert (used["gen_ai.usage.input_tokens"], used["gen_ai.usage.output_tokens"]) == (12, 6)
-    assert {"gen_ai.client.operation.duration", "gen_ai.client.token.usage", "agentguard.policy.decisions"} <= collector.metrics()
+    assert {
+        "gen_ai.client.operation.duration",
+        "gen_ai.client.token.usage",
+        "agentguard.policy.decisions",
+        "agentguard.budget.remaining",
+    } <= collector.metrics()
     assert len({span.trace_id for _, span in collector.spans()}) == 1
     assert not [body for body in collector.bodies if CANARY in body]
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from opentelemetry import context, trace
 
 from agentguard.core.call import HTTPCall, Target, Usage
+from agentguard.errors import StoreUnavailable
 from agentguard.events import Attempt, CallAdmitted, ScopeEnded
+from agentguard.guard import Guard
 from agentguard.otel import semconv as names
 from agentguard.otel.metrics import Metrics
 from agentguard.otel.spans import Spans
+from agentguard.policy import Policy
+from agentguard.stores.memory import MemoryStore
 from agentguard.wire.answer import Answer
 
-from .conftest import BOT, CHAT, OPENAI, START
+from .conftest import BOT, CHAT, OPENAI, OVER, START
 
 LEGACY = {"gen_ai.client.operation.duration", "gen_ai.client.token.usage"}
 NEW = {
@@ -158,6 +164,72 @@ def test_dropped_events_are_reported_as_they_stand(metrics, measured):
 
     (point,) = measured()["agentguard.events.dropped"]
     assert point.value == 7
+
+
+def test_how_long_calls_waited_for_room_is_measured_by_how_it_ended(metrics, measured, denied):
+    metrics(CallAdmitted(START, "call-0", CHAT, BOT, 10, 0))
+    metrics(CallAdmitted(START, "call-1", CHAT, BOT, 10, 0, waited=2.5))
+    metrics(CallAdmitted(START, "call-2", CHAT, BOT, 10, 0, waited=0.5))
+    metrics(denied(decision=OVER._replace(facts=OVER.facts._replace(waited=9.0))))
+    metrics(denied())
+
+    found = {point.attributes["agentguard.decision"]: point for point in measured()["agentguard.ratelimit.wait"]}
+    assert {decision: (point.count, point.sum) for decision, point in found.items()} == {"allow": (2, 3.0), "deny": (1, 9.0)}
+    assert found["deny"].attributes["gen_ai.agent.name"] == "bot"
+
+
+def budgets_of(store=None, **limits):
+    agent = {
+        "name": "bot",
+        "external_calls": {"allowed_domains": ["api.openai.com"]},
+        "budgets": [
+            {"limit": "1000 tokens", "every": "day"},
+            {"limit": "$2.00"},
+            {"limit": "500 tokens", "per": "session"},
+            {"limit": "10_requests_per_minute"},
+        ],
+        "llm": {"prices": {"gpt-4o-mini": {"input": "$1.00", "output": "$1.00"}}},
+    }
+    return Guard(Policy.from_mapping({"agents": [agent]}), store=store)
+
+
+def test_what_limits_have_left_is_reported_as_it_stands_without_those_of_single_sessions(metrics, measured):
+    with contextlib.closing(budgets_of()) as guard:
+        metrics.watch_budgets(guard.ledger.lasting)
+        assert "agentguard.budget.remaining" not in measured()
+        with guard.admit(CHAT._replace(max_output_tokens=100)) as admitted:
+            held = {point.attributes["agentguard.limit.unit"]: point.value for point in measured()["agentguard.budget.remaining"]}
+            admitted.settle(Usage(100, 50))
+
+        found = {point.attributes["agentguard.limit.unit"]: point for point in measured()["agentguard.budget.remaining"]}
+
+    assert held["tokens"] <= 1000 - 100
+    assert held["calls"] == 9
+    assert {unit: point.value for unit, point in found.items()} == {"tokens": 850, "usd": 1.99985, "calls": 9}
+    assert dict(found["tokens"].attributes) == {
+        "agentguard.limit.subject": "agent:bot",
+        "agentguard.limit.unit": "tokens",
+        "agentguard.limit.window": "day",
+    }
+
+
+def test_a_store_that_gives_no_answer_has_nothing_reported(metrics, measured):
+    class Gone(MemoryStore):
+        is_gone = False
+
+        def read(self, keys):
+            if self.is_gone:
+                raise StoreUnavailable("gone")
+            return super().read(keys)
+
+    store = Gone()
+    with contextlib.closing(budgets_of(store)) as guard:
+        metrics.watch_budgets(guard.ledger.lasting)
+        with guard.admit(CHAT._replace(max_output_tokens=100)):
+            store.is_gone = True
+            found = measured()
+
+    assert "agentguard.budget.remaining" not in found
 
 
 def test_what_an_official_instrumentation_measures_is_not_measured_again(written, metrics, measured, settled):

@@ -237,3 +237,40 @@ def test_a_variable_leaves_http_to_others(monkeypatch, written, settled):
     set_up(tracer_provider=written.provider).spans(settled(call=call, usage=Usage(), attempts=sent))
 
     assert written.spans == ()
+
+
+def test_instrument_reports_what_the_budgets_of_the_policy_have_left(tmp_path):
+    (tmp_path / "agentguard.yaml").write_text(
+        """
+        version: 1
+        agents:
+          - {name: bot, budgets: [{limit: 3 calls, every: day}], external_calls: {allowed_domains: [127.0.0.1]}}
+        """
+    )
+    out = run(
+        f"""
+        import http.client
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        reader = InMemoryMetricReader()
+        metrics.set_meter_provider(MeterProvider([reader]))
+        import agentguard
+        from agentguard.testing.server import Recorder
+        agentguard.instrument({str(tmp_path / "agentguard.yaml")!r})
+        with Recorder() as server:
+            asked = http.client.HTTPConnection("127.0.0.1", server.port)
+            asked.request("GET", "/")
+            asked.getresponse().read()
+        for resource in reader.get_metrics_data().resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    if metric.name == "agentguard.budget.remaining":
+                        print([(point.value, dict(point.attributes)) for point in metric.data.data_points])
+        agentguard.uninstrument()
+        """,
+        AGENTGUARD_STATE_DIR=str(tmp_path / "state"),
+    )
+
+    limit = {"agentguard.limit.subject": "agent:bot", "agentguard.limit.unit": "calls", "agentguard.limit.window": "day"}
+    assert out.strip() == str([(2, limit)])

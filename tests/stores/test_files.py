@@ -21,8 +21,9 @@ from agentguard.core.limits import Amounts, Charge, LimitRow, RefusalKind
 from agentguard.errors import StoreUnavailable
 from agentguard.policy.model import Limit, Per, Unit, Window
 from agentguard.stores._bell import RECALL, Bell, ring
+from agentguard.stores._idle import IDLE_SECONDS
 from agentguard.stores.base import GRANTED, Reserve
-from agentguard.stores.sqlite import IDLE_SECONDS, SqliteStore
+from agentguard.stores.sqlite import SqliteStore
 
 WORKER = Path(__file__).with_name("worker.py")
 TOKENS = LimitRow.of("agent:a", Limit(amount=10**9, unit=Unit.TOKENS))

@@ -6,8 +6,8 @@ import pytest
 
 from agentguard.core.limits import Amounts, Charge, LimitRow, RefusalKind
 from agentguard.policy.model import Limit, Per, Unit
+from agentguard.stores._idle import IDLE_SECONDS
 from agentguard.stores.base import GRANTED, Reserve
-from agentguard.stores.redis._janitor import IDLE_SECONDS
 
 from .redis_server import PROGRAM, clocked
 

@@ -14,16 +14,20 @@ from agentguard.otel import facts
 from agentguard.otel import semconv as names
 from agentguard.otel.peers import Elsewhere
 from agentguard.otel.spans import Opened
+from agentguard.policy.model import Over, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, MeterProvider
 
     from agentguard.core.call import Usage
+    from agentguard.core.limits import LimitRow
     from agentguard.events import Attempt, Event
+    from agentguard.stores.base import Balance
 
     Attributes = dict[str, Any]
+    ReadBudgets = Callable[[], Sequence[tuple[LimitRow, Balance]]]
 
 
 class MetricNames(StrEnum):
@@ -57,18 +61,28 @@ class Metrics:
         self._tool_seconds = _seconds(meter, names.EXECUTE_TOOL_DURATION, "Duration of a tool's run.")
         self._agent_seconds = _seconds(meter, names.INVOKE_AGENT_DURATION, "Duration of invocations.", names.AGENT_SECONDS)
         self._http_seconds = _seconds(meter, names.HTTP_REQUEST_DURATION, "Duration of HTTP client requests.", names.HTTP_SECONDS)
+        self._wait_seconds = _seconds(meter, names.RATELIMIT_WAIT, "For how long calls waited for room.", names.WAIT_SECONDS)
         self._decisions: dict[tuple[str, str, str], int] = {}
         self._nanos: dict[tuple[str, str, str], int] = {}
         self._dropped: list[Callable[[], int]] = []
+        self._budgets: list[ReadBudgets] = []
         # Read when metrics are collected: an addition to a dict costs a tenth of one to a counter of the SDK.
         meter.create_observable_counter(names.POLICY_DECISIONS, [self._count_decisions], "{decision}", "Decisions of the policy.")
         meter.create_observable_counter(names.COST, [self._count_cost], "USD", "What LLM calls have cost.")
         meter.create_observable_counter(names.EVENTS_DROPPED, [self._count_dropped], "{event}", "Events that were lost.")
+        meter.create_observable_gauge(names.BUDGET_REMAINING, [self._read_budgets], "1", "What limits have left, in their unit.")
         self._http_metrics = http_metrics
 
     def watch_dropped(self, count: Callable[[], int]) -> None:
         """Report a count of dropped events, asked whenever metrics are collected."""
         self._dropped.append(count)
+
+    def watch_budgets(self, read: ReadBudgets) -> None:
+        """Report what limits have left, read whenever metrics are collected."""
+        self._budgets.append(read)
+
+    def _read_budgets(self, _: CallbackOptions) -> Iterable[Observation]:
+        return [_remaining(row, balance) for read in self._budgets for row, balance in read()]
 
     def _count_dropped(self, _: CallbackOptions) -> Iterable[Observation]:
         return [Observation(sum(count() for count in self._dropped))] if self._dropped else []
@@ -98,9 +112,12 @@ class Metrics:
                     self._attempt(attempt)
         elif isinstance(event, CallAdmitted):
             self._decided(names.ALLOW, "", event.caller.agent)
+            self._waited(event.waited, names.ALLOW, event.caller.agent)
         elif isinstance(event, CallDenied):
             reason = "" if event.decision.reason is None else event.decision.reason.value
-            self._decided(names.DENY if event.enforced else names.WOULD_DENY, reason, event.caller.agent)
+            decision = names.DENY if event.enforced else names.WOULD_DENY
+            self._decided(decision, reason, event.caller.agent)
+            self._waited(event.decision.facts.waited, decision, event.caller.agent)
         elif isinstance(event, ScopeEnded):
             self._scope(event)
 
@@ -135,6 +152,10 @@ class Metrics:
         key = decision, reason, agent or ""
         self._decisions[key] = self._decisions.get(key, 0) + 1
 
+    def _waited(self, seconds: float, decision: str, agent: str | None) -> None:
+        if seconds:
+            self._wait_seconds.record(seconds, _without_blanks({names.DECISION: decision, names.AGENT_NAME: agent}))
+
     def _scope(self, event: ScopeEnded) -> None:
         attributes = facts.of_scope(event.kind, event.name)
         del attributes[names.OPERATION_NAME]
@@ -148,6 +169,18 @@ class Metrics:
 
 def _without_blanks(attributes: Attributes) -> Attributes:
     return {name: value for name, value in attributes.items() if value}
+
+
+def _remaining(row: LimitRow, balance: Balance) -> Observation:
+    left = balance.amount - balance.spent - balance.held
+    unit = row.limit.unit
+    attributes = {
+        names.LIMIT_SUBJECT: row.subject,
+        names.LIMIT_UNIT: unit.value,
+        names.LIMIT_WINDOW: str(row.limit.window),
+        names.LIMIT_OVER: None if row.limit.over is Over.ALL else row.limit.over.value,
+    }
+    return Observation(facts.dollars(left) if unit is Unit.USD else left, _without_blanks(attributes))
 
 
 class _Legacy(NamedTuple):

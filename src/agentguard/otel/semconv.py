@@ -84,11 +84,15 @@ DECISION: Final = "agentguard.decision"
 ESTIMATE_BREACHED: Final = "agentguard.estimate.breached"
 LIMIT: Final = "agentguard.limit"
 LIMIT_HELD: Final = "agentguard.limit.held"
+LIMIT_OVER: Final = "agentguard.limit.over"
 LIMIT_REQUESTED: Final = "agentguard.limit.requested"
 LIMIT_RESETS_AT: Final = "agentguard.limit.resets_at"
 LIMIT_RETRY_AFTER: Final = "agentguard.limit.retry_after"
 LIMIT_SPENT: Final = "agentguard.limit.spent"
+LIMIT_SUBJECT: Final = "agentguard.limit.subject"
+LIMIT_UNIT: Final = "agentguard.limit.unit"
 LIMIT_WAITED: Final = "agentguard.limit.waited"
+LIMIT_WINDOW: Final = "agentguard.limit.window"
 OUTPUT_BOUND_WRITTEN: Final = "agentguard.output_bound.written"
 POLICY_ID: Final = "agentguard.policy.id"
 REASON: Final = "agentguard.reason"
@@ -135,13 +139,16 @@ HTTP_REQUEST_DURATION: Final = "http.client.request.duration"
 
 POLICY_DECISIONS: Final = "agentguard.policy.decisions"
 COST: Final = "agentguard.cost"
+BUDGET_REMAINING: Final = "agentguard.budget.remaining"
+RATELIMIT_WAIT: Final = "agentguard.ratelimit.wait"
 EVENTS_DROPPED: Final = "agentguard.events.dropped"
 
 CLIENT_SECONDS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+WAIT_SECONDS: Final = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 600)
 AGENT_SECONDS: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 102.4, 204.8, 409.6)
 HTTP_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 TOKENS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
-"""Bucket boundaries, as the conventions give them: seconds, and tokens."""
+"""Bucket boundaries, as the conventions give them: seconds, and tokens. Those of waiting are ours."""
 
 # --- other instrumentations ---------------------------------------------------------------------------------------------
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from agentguard.core.limits import Charge, Crossed, Item, LimitRow, RefusalKind, Refused, Row, charge, give
 from agentguard.errors import StoreUnavailable
-from agentguard.policy.model import Per
 from agentguard.stores import _members, _recalls, _verbs
 from agentguard.stores._bell import ISOLATION, RECALL, Bell, ring
 from agentguard.stores._database import Database, Schema
 from agentguard.stores._fork import survive_forks
 from agentguard.stores._holder import Holder
+from agentguard.stores._idle import IDLE_SECONDS, PRUNE_EVERY_SECONDS, SHORT_LIVED
 from agentguard.stores._reader import Reader
 from agentguard.stores._recalls import Recalls
 from agentguard.stores._rows import KnownRows, marks
@@ -41,12 +41,6 @@ _A = TypeVar("_A")
 HOLD_SECONDS = 600.0
 """How long a hold lives without being renewed: the SDKs' own timeout is 10 minutes."""
 
-IDLE_SECONDS = 30 * 86400.0
-"""How long the row of a session, an interaction or a call is kept after its last use. Each leaves one, and conversations are
-taken up again after days, not after months. The rows of all others are kept for ever: to forget one is to grant a new budget."""
-
-_SHORT_LIVED = (Per.SESSION, Per.INTERACTION, Per.CALL)
-_PRUNE_EVERY_SECONDS = 3600.0
 _POLL_SECONDS = 0.005
 _LISTEN_SECONDS = 0.03
 """How often to look for an isolation that no bell has told of: it was taken down, or nobody could ring it."""
@@ -231,7 +225,7 @@ class SqliteStore:
             self._watchers.announce()
         now = self._now()
         if now >= self._prune_at:
-            self._prune_at = now + _PRUNE_EVERY_SECONDS
+            self._prune_at = now + PRUNE_EVERY_SECONDS
             self._prune(now - IDLE_SECONDS)
         return swept
 
@@ -419,8 +413,8 @@ class SqliteStore:
         idle = self._database.look(
             lambda db: db.execute(
                 f"""SELECT c.id FROM counters c JOIN limits l ON l.id = c.limit_id
-                WHERE c.used_at < ? AND l.per IN ({marks(len(_SHORT_LIVED))})""",  # noqa: S608 - question marks
-                (before, *_SHORT_LIVED),
+                WHERE c.used_at < ? AND l.per IN ({marks(len(SHORT_LIVED))})""",  # noqa: S608 - question marks
+                (before, *SHORT_LIVED),
             ).fetchall()
         )
         for start in range(0, len(idle), _BATCH):

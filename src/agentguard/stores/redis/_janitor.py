@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from agentguard.policy.model import Per
 from agentguard.stores._holder import Holder
+from agentguard.stores._idle import IDLE_SECONDS, PRUNE_EVERY_SECONDS, SHORT_LIVED
 from agentguard.stores.redis._packing import MICROS, unpack_hold, unpack_registration
 
 if TYPE_CHECKING:
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from agentguard.stores.redis._keys import Keys
     from agentguard.stores.redis._link import Link
 
-IDLE_SECONDS = 30 * 86400.0
-"""How long the row of a session, an interaction or a call is kept after its last use; the rows of all others for ever."""
-
-_SHORT_LIVED = (Per.SESSION, Per.INTERACTION, Per.CALL)
-_PRUNE_EVERY_SECONDS = 3600.0
 _BATCH = 200
 
 
@@ -71,7 +66,7 @@ class Janitor:
         if dead:
             swept += self._charge_dead(dead, me)
         if time.monotonic() >= self._prune_at:
-            self._prune_at = time.monotonic() + _PRUNE_EVERY_SECONDS
+            self._prune_at = time.monotonic() + PRUNE_EVERY_SECONDS
             self._prune()
         return swept
 
@@ -89,7 +84,7 @@ class Janitor:
         since = repr(now / MICROS - IDLE_SECONDS)
         for written in self._limits():
             limits = [unpack_registration(key.decode(), text) for key, text in written.items()]
-            idle = [limit.key for limit in limits if limit.limit.per in _SHORT_LIVED]
+            idle = [limit.key for limit in limits if limit.limit.per in SHORT_LIVED]
             if idle:
                 self._link.run("forget", [self._keys.limits, *self._keys.rows(idle)], [since, *idle])
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 0.05
 """How long a connection or an answer may take. The client's own default lets a frozen server block a call for ever."""
 
-SCHEMES = frozenset({"redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"})
+SCHEMES = frozenset({"redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"})
 _PATIENT_SECONDS = 1.0
 _PORT = 6379
 _SENTINEL_PORT = 26379
@@ -56,7 +56,7 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Read a URL: `redis://`, `rediss://`, `unix://`, `redis+sentinel://HOST,HOST/SERVICE/DB`, `redis+cluster://HOST,HOST`.
+        """Read a URL: `redis://`, `rediss://`, `redis+sentinel://HOST,HOST/SERVICE/DB`, `redis+cluster://HOST,HOST`.
 
         `?fleet=NAME`, `?timeout=SECONDS`, `?leases=on|off`, `?sentinel_username=`, `?sentinel_password=` and `?hosts=` (which
         `egress.own` reads) are ours; the other options are redis-py's (`ssl_ca_certs`, `ssl_certfile`, ...).
@@ -76,7 +76,7 @@ class Address(NamedTuple):
         credentials, _, places = parts.netloc.rpartition("@")
         shown = urlunsplit((parts.scheme, places, parts.path, "", ""))
         is_ours = _SECONDS.fullmatch(timeout) and leases in {"on", "off"}
-        if parts.scheme not in SCHEMES or (not places and scheme != "unix") or not is_ours:
+        if parts.scheme not in SCHEMES or not places or not is_ours:
             raise _no_url(shown)
         if not kind:
             url = urlunsplit((scheme, parts.netloc, parts.path, query, ""))
