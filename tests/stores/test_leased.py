@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 
@@ -380,3 +381,53 @@ def test_tasks_that_are_cancelled_while_they_ask_hold_nothing(own):
             time.sleep(0.02)
 
     assert (balance.spent, balance.held) == (0, 0)
+
+
+def test_what_is_told_while_balances_are_read_is_counted_once(clock):
+    class Interrupted(MemoryStore):
+        """A store that is slow to say what it has read."""
+
+        meanwhile = None
+
+        def read(self, keys):
+            found = super().read(keys)
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile is not None:
+                meanwhile()
+            return found
+
+    behind = Interrupted(clock)
+    with contextlib.closing(LeasedStore(behind, clock)) as leased:
+        leased.register(CHAIN)
+        for number in range(20):
+            call(leased, f"{number}")
+        before = spent_and_held(leased, *CHAIN)
+        behind.meanwhile = functools.partial(leased.leave, leased.me)  # gives back what lies idle
+        during = spent_and_held(leased, *CHAIN)
+
+    assert behind.meanwhile is None
+    assert before == during == [(80, 0), (40, 0), (20, 0), (80, 0)]
+
+
+def test_what_was_used_is_told_again_when_the_telling_was_interrupted(clock):
+    class Interrupted(MemoryStore):
+        is_interrupted = False
+
+        def lease(self, account):
+            if self.is_interrupted:
+                raise KeyboardInterrupt
+            return super().lease(account)
+
+    behind = Interrupted(clock)
+    with contextlib.closing(LeasedStore(behind, clock)) as leased:
+        leased.register(CHAIN)
+        for number in range(20):
+            call(leased, f"{number}")
+        clock.advance(HORIZON_SECONDS)
+        behind.is_interrupted = True
+        with pytest.raises(KeyboardInterrupt):
+            leased.sweep()
+        behind.is_interrupted = False
+        leased.sweep()
+
+        assert spent_and_held(behind, *CHAIN) == [(80, 0), (40, 0), (20, 0), (80, 0)]

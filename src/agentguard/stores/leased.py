@@ -90,6 +90,7 @@ class LeasedStore:
         self._fast: dict[int, _Fast] = {}
         self._isolated: frozenset[str] = _UNKNOWN
         self._crossed: list[Crossed] = []
+        self._accounting = self._accounts = 0
         self._recalled: dict[str, float] = {}
         self._watchers: Watchers[[]] = Watchers()
         self._listening: tuple[Closeable, ...] = ()
@@ -412,14 +413,17 @@ class LeasedStore:
                 calls,
                 SHARE,
             )
+            self._accounting += 1
         asked_at = self._now()
         try:
             answer = self._store.lease(account)
-        except StoreUnavailable:
+        except BaseException:
             with self._lock:
+                self._end_account()
                 slice_.total = add(slice_.total, used)  # to be told again: rather twice, if only the answer was lost, than never
             raise
         with self._lock:
+            self._end_account()
             slice_.accounted_at = asked_at
             if isinstance(answer, Refused):
                 slice_.is_lost = answer.row == slice_.id
@@ -436,6 +440,10 @@ class LeasedStore:
                 self._give_up(slice_)
                 self._slices.pop(slice_.id, None)
             return answer.calls
+
+    def _end_account(self) -> None:
+        self._accounting -= 1
+        self._accounts += 1
 
     def _give_up(self, slice_: Slice) -> None:
         """Admit no further call from a slice."""
@@ -581,12 +589,20 @@ class LeasedStore:
     def read(self, keys: Sequence[str]) -> Sequence[Balance]:
         """Balances of rows: what this process has used counts as spent, and what lies idle in its slices as not held."""
         self._end_what_is_over()
-        return [self._as_it_is(balance) for balance in self._store.read(keys)]
+        return self._as_they_are(lambda: self._store.read(keys))
 
     def rows(self) -> Sequence[tuple[LimitRow, Balance]]:
         """Every row."""
         self._end_what_is_over()
-        return [(row, self._as_it_is(balance)) for row, balance in self._store.rows()]
+        rows: Sequence[tuple[LimitRow, Balance]] = ()
+
+        def read() -> list[Balance]:
+            nonlocal rows
+            rows = self._store.rows()
+            return [balance for _, balance in rows]
+
+        balances = self._as_they_are(read)
+        return [(row, balance) for (row, _), balance in zip(rows, balances, strict=True)]
 
     def _end_what_is_over(self) -> None:
         """Tell what was used in windows that are over: it counts in no balance of now."""
@@ -595,13 +611,28 @@ class LeasedStore:
             with slice_.turn:
                 self._give_account(slice_, keeps_left=False)
 
+    def _as_they_are(self, read: Callable[[], Sequence[Balance]]) -> list[Balance]:
+        """Balances with what this process has not told yet. They are read again if an account was on its way meanwhile.
+
+        What it tells would be in both of them, or in neither.
+        """
+        found: list[Balance] = []
+        for _ in range(_TRIES):
+            seen = self._accounts
+            balances = read()
+            with self._lock:
+                is_whole = self._accounts == seen and not self._accounting
+                found = [self._as_it_is(balance) for balance in balances]
+            if is_whole:
+                break
+        return found
+
     def _as_it_is(self, balance: Balance) -> Balance:
-        with self._lock:
-            mine = [slice_ for slice_ in self._slices.values() if balance.row in slice_.chain.keyset]
-            used = idle = 0
-            for slice_ in mine:
-                used += slice_.chain.of(balance.row, slice_.used(self._held(slice_)[0]))
-                idle += slice_.chain.of(balance.row, slice_.left)
+        mine = [slice_ for slice_ in self._slices.values() if balance.row in slice_.chain.keyset]
+        used = idle = 0
+        for slice_ in mine:
+            used += slice_.chain.of(balance.row, slice_.used(self._held(slice_)[0]))
+            idle += slice_.chain.of(balance.row, slice_.left)
         return balance._replace(spent=balance.spent + used, held=balance.held - used - idle) if mine else balance
 
     def isolate(self, subject: str, *, on: bool, by: str, why: str) -> int:
