@@ -1,8 +1,9 @@
 """Everything that CI runs, and how to run it here: `pip install "nox[uv]" && nox`.
 
 `nox` runs lint, typing, imports, the tests on every supported Python found, the oldest SDKs, docs and examples.
-The oldest Python runs all tests. The others leave out those that start the whole program for every test (PROGRAMS): they
-take a third of the time and show little of an interpreter that the rest does not. `nox -s tests-3.13 -- tests` runs all.
+The oldest Python runs all tests. The others leave out those that start the whole program for every test (PROGRAMS), and those
+that look long for a case that breaks a law (SEARCHES): they take two thirds of the time and show little of an interpreter that
+the rest does not. `nox -s tests-3.13 -- tests` runs all.
 `nox -s demo` shows a guarded agent on bundled fakes. `nox -s storms` and `nox -s bench` take longer and run on demand.
 """
 
@@ -37,6 +38,21 @@ PROGRAMS = (
     "tests/stores/test_redis_faults.py",
     "tests/stores/test_redis_processes.py",
     "tests/stores/test_redis_topologies.py",
+)
+
+# Properties and state machines of what is computed alike by every interpreter, and races over it by processes.
+SEARCHES = (
+    "tests/acceptance/test_fair_share.py",
+    "tests/core/test_fair_share.py",
+    "tests/otel/test_facts.py",
+    "tests/policy/test_dump.py",
+    "tests/stores/test_leased_machine.py",
+    "tests/stores/test_leased_processes.py",
+    "tests/stores/test_machine.py",
+    "tests/stores/test_redis_machine.py",
+    "tests/test_metering.py",
+    "tests/wire/test_read.py",
+    "tests/wire/test_stream.py",
 )
 
 # Two workers, a file to one of them: fixtures of a module (a Redis, a provider) start once, and races keep a core.
@@ -120,9 +136,9 @@ def imports(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run all tests but the storms, with the current SDKs; on the newer Pythons without PROGRAMS."""
+    """Run all tests but the storms, with the current SDKs; on the newer Pythons without PROGRAMS and SEARCHES."""
     install(session, "test", "sdk-current", extras=OPTIONAL)
-    left_out = [] if session.posargs or session.python == OLDEST else [f"--ignore={path}" for path in PROGRAMS]
+    left_out = [] if session.posargs or session.python == OLDEST else [f"--ignore={path}" for path in (*PROGRAMS, *SEARCHES)]
     session.run("pytest", *TWO_WORKERS, "-m", "not storm", *left_out, *session.posargs)
 
 
@@ -132,7 +148,8 @@ def guarded(session: nox.Session, sdks: str) -> None:
     folders = here("tests/integrations", "tests/acceptance")
     if not folders:
         session.skip("no tests/integrations, no tests/acceptance")
-    session.run("pytest", *TWO_WORKERS, "-m", "not storm", *(session.posargs or folders))
+    left_out = [] if session.posargs else [f"--ignore={path}" for path in SEARCHES]  # they know no SDK
+    session.run("pytest", *TWO_WORKERS, "-m", "not storm", *left_out, *(session.posargs or folders))
 
 
 @nox.session(python=OLDEST)
@@ -151,7 +168,7 @@ def sdk_current(session: nox.Session) -> None:
 def storms(session: nox.Session) -> None:
     """Run the slow races and kill -9 storms, one at a time: they want the cores for themselves."""
     install(session, "test", "sdk-current", extras=OPTIONAL)
-    session.run("pytest", "-m", "storm", "--timeout", "600", *session.posargs)
+    session.run("pytest", "-m", "storm", "--timeout", "600", "-o", "faulthandler_timeout=590", *session.posargs)
 
 
 @nox.session(python=OLDEST)
