@@ -86,6 +86,28 @@ def test_a_store_that_has_lost_an_isolation_is_told_it_again(guard, store):
         guard.begin(CALL)
 
 
+def test_an_isolation_that_was_lost_is_told_again_though_another_was_made_since(guard, store):
+    guard.isolate("bot", by="ada", why="drill")
+    guard.leave()  # it hears of nothing meanwhile
+
+    store.lose()
+    store.isolate("session:1", on=True, by="ada", why="drill")
+    guard.refresh_isolations()
+
+    assert {isolation.subject for isolation in store.isolations()} == {"agent:bot", "session:1"}
+
+
+def test_a_subject_that_others_have_restored_is_not_isolated_again(guard, store):
+    guard.isolate("bot", by="ada", why="drill")
+    guard.leave()
+
+    store.isolate("agent:bot", on=False, by="bob", why="")
+    store.isolate("session:1", on=True, by="bob", why="drill")
+    guard.refresh_isolations()
+
+    assert list(guard.isolated) == ["session:1"]
+
+
 def test_a_guard_that_cannot_read_who_is_isolated_does_not_start(store):
     store.is_down = True
 

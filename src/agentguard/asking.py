@@ -193,7 +193,8 @@ class Asking:
     def _listen(self) -> None:
         self._start_waiting()
         self._is_listening = True
-        self._guard.store.sweep()  # what dead processes hold is charged now, not waited for
+        with suppress(StoreUnavailable):  # whoever asks again says so
+            self._guard.store.sweep()  # what dead processes hold is charged now, not waited for
         if self.watch is not None:
             self.watch.enter_context(self._guard.changes.watched())
 

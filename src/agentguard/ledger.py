@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,18 +21,23 @@ from agentguard.stores.base import GRANTED, Granted, Reserve
 from agentguard.stores.deciding import Deciding
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from agentguard.admission import Admission, Ending
+    from agentguard.core.call import Usage
     from agentguard.core.decision import Decision
     from agentguard.core.engine import Left, ReserveRows
     from agentguard.core.limits import LimitRow
     from agentguard.guard import Guard
-    from agentguard.stores.base import Balance
+    from agentguard.stores.base import Balance, Settled
 
     AwaitStore = Callable[[Reserve], Awaitable[Granted | Refused]]
 
 logger: logging.Logger = logging.getLogger("agentguard")
+
+_NOTHING = Amounts()
+_MOST_IN_DOUBT = 4096
+"""Calls that were refused because the store gave no answer, and may be held all the same. The oldest are left to be swept."""
 
 
 class Ledger:
@@ -48,7 +55,6 @@ class Ledger:
         self._store = guard.store
         self._await_store: AwaitStore | None = getattr(guard.store, "areserve", None)
         self._lefts = Lefts(self.lefts, guard.clock.monotonic, OLD_SECONDS if guard.store.may_block else 0.0)
-        self._unsettled: list[tuple[Admission, Ending]] = []
         self._has_missed = False
         self.restart()
 
@@ -56,6 +62,8 @@ class Ledger:
         """Begin anew in a forked child: what has ended here is the parent's to settle."""
         self._ended: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
         self._roomy: queue.SimpleQueue[tuple[Admission, Ending]] = queue.SimpleQueue()
+        self._unsettled: list[tuple[Admission, Ending]] = []
+        self._in_doubt: deque[str] = deque(maxlen=_MOST_IN_DOUBT)
 
     # --- before a call ----------------------------------------------------------------------------------------------
 
@@ -69,6 +77,7 @@ class Ledger:
             answer = self._decide(request)
         except StoreUnavailable as error:
             if not self._goes_uncounted(ask, error):
+                self._in_doubt.append(request.id)
                 raise
             return None
         return None if answer is GRANTED else self._granted(answer)
@@ -77,13 +86,17 @@ class Ledger:
         """Like `reserve`, without blocking the event loop."""
         if not self._store.may_block:
             return self.reserve(request, ask)
-        self._settle_due()
+        await self._asettle_due()
         try:
             answer = await self._adecide(request)
         except StoreUnavailable as error:
             if not self._goes_uncounted(ask, error):
+                self._in_doubt.append(request.id)
                 raise
             return None
+        except asyncio.CancelledError:
+            self._in_doubt.append(request.id)
+            raise
         return self._granted(answer)
 
     def _decide(self, request: Reserve) -> Granted | Refused:
@@ -164,9 +177,12 @@ class Ledger:
 
     # --- after it ---------------------------------------------------------------------------------------------------
 
-    def settle(self, admitted: Admission, ending: Ending) -> None:
-        """Charge a call that has ended, tell observers, and learn from what the provider reported."""
-        guard = self._guard
+    def settle(self, admitted: Admission, ending: Ending) -> bool:
+        """Charge a call that has ended, tell observers, and learn from what the provider reported.
+
+        Returns:
+            False when the store gave no answer: the call is charged when it does.
+        """
         admitted.read()
         usage = admitted.used(ending)
         nanos = admitted.cost(usage)
@@ -176,9 +192,28 @@ class Ledger:
             # The call was made, and its answer is the caller's. What it holds stays held until the store is back.
             logger.warning("agentguard: a call could not be settled, its reservation stands until it can: %s", error)
             self._unsettled.append((admitted, ending))
-            return
+            return False
         finally:
-            guard.open_calls.remove(admitted)
+            self._guard.open_calls.remove(admitted)
+        self._tell(admitted, ending, settled, usage, nanos)
+        return True
+
+    def _try_settle(self, admitted: Admission, ending: Ending) -> bool:
+        """Charge a call if that takes no waiting. Returns whether it did."""
+        admitted.read()
+        usage = admitted.used(ending)
+        nanos = admitted.cost(usage)
+        settled = None
+        with suppress(StoreUnavailable):  # whoever settles it in a thread says so
+            settled = self._store.try_settle(admitted.id, Amounts(usage.total_tokens, nanos or 0))
+        if settled is None:
+            return False
+        self._guard.open_calls.remove(admitted)
+        self._tell(admitted, ending, settled, usage, nanos)
+        return True
+
+    def _tell(self, admitted: Admission, ending: Ending, settled: Settled, usage: Usage, nanos: int | None) -> None:
+        guard = self._guard
         now = ending.at
         for crossed in settled.crossed:
             guard.tell(BudgetThresholdCrossed(now, crossed))
@@ -230,10 +265,14 @@ class Ledger:
         return self._settle_from(self._roomy)
 
     def settle_again(self) -> None:
-        """Queue once more the endings that the store gave no answer to."""
+        """Queue once more the endings that the store gave no answer to, and give back what may be held for nobody."""
         unsettled, self._unsettled = self._unsettled, []
         for one in unsettled:
             self._ended.put(one)
+        with suppress(StoreUnavailable):  # the rest stays in doubt
+            while self._in_doubt:
+                self._store.settle(self._in_doubt[0], _NOTHING)
+                self._in_doubt.popleft()
 
     def _settle_due(self) -> None:
         """Charge the calls that a decision has to know of. In report mode, all: nothing is asked twice there."""
@@ -241,15 +280,20 @@ class Ledger:
         if self._guard.in_force.reports:
             self._settle_from(self._roomy)
 
+    async def _asettle_due(self) -> None:
+        """The same without blocking the event loop: in a thread what the store would have it wait for."""
+        for one in _queued(self._ended):
+            if not self._try_settle(*one):
+                self._ended.put(one)
+                await asyncio.get_running_loop().run_in_executor(None, self._settle_due)
+                return
+
     def _settle_from(self, endings: queue.SimpleQueue[tuple[Admission, Ending]]) -> bool:
         found = False
-        while not endings.empty():
-            try:
-                admitted, ending = endings.get_nowait()
-            except queue.Empty:
-                break
+        for one in _queued(endings):
             found = True
-            self.settle(admitted, ending)
+            if not self.settle(*one):
+                break  # nor would the others be: each would wait as long
         return found
 
     # --- what is counted --------------------------------------------------------------------------------------------
@@ -299,6 +343,13 @@ class Ledger:
     def forget(self, keys: Iterable[str]) -> None:
         """Drop rows."""
         self._store.forget(keys)
+
+
+def _queued(endings: queue.SimpleQueue[tuple[Admission, Ending]]) -> Iterator[tuple[Admission, Ending]]:
+    """The endings that are queued, until there are none."""
+    with suppress(queue.Empty):
+        while not endings.empty():
+            yield endings.get_nowait()
 
 
 def _over_call_limits(admitted: Admission, more_output: int) -> Decision | None:

@@ -80,7 +80,7 @@ class Membership:
             if self._is_reminding:  # a store in this process tells us of what we are just telling it
                 return
             epoch, isolations = self._read()
-            if epoch < self._epoch:
+            if epoch - self._epoch < len(self._known.keys() ^ isolations.keys()):  # every change of one subject is counted
                 epoch, isolations = self._remind(isolations)
             is_news = epoch != self._epoch
             self._known, self._epoch = isolations, epoch

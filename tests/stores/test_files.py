@@ -330,6 +330,45 @@ def test_a_closed_store_has_left_its_folder(tmp_path):
     assert set(threading.enumerate()) <= before
 
 
+def test_a_bell_is_heard_in_a_process_that_has_thousands_of_files_open(tmp_path):
+    path = str(tmp_path / "counters.sqlite")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    bell = Bell(path)
+    try:
+        bell.wait(0)
+        assert bell._descriptor >= 1024
+        ring(path, RECALL)
+
+        assert bell.wait(10) == RECALL
+    finally:
+        bell.close()
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_watcher_that_fails_does_not_end_the_listening(path, caplog):
+    told = threading.Event()
+
+    def fail() -> None:
+        told.set()
+        raise RuntimeError("a watcher's own fault")
+
+    with contextlib.closing(SqliteStore(path)) as here, contextlib.closing(SqliteStore(path)) as other:
+        watches = [here.watch_isolations(fail), here.watch(fail)]
+        for number in range(3):
+            wait_for(told.is_set)
+            told.clear()
+            other.isolate(f"session:{number}", on=True, by="ada", why="drill")
+        wait_for(told.is_set)
+        for watch in watches:
+            watch.close()
+
+    assert "was not told" in caplog.text
+
+
 def test_bells_that_are_taken_down_while_they_are_rung_disturb_nobody(tmp_path):
     path = str(tmp_path / "counters.sqlite")
     is_over = threading.Event()

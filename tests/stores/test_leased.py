@@ -431,3 +431,42 @@ def test_what_was_used_is_told_again_when_the_telling_was_interrupted(clock):
         leased.sweep()
 
         assert spent_and_held(behind, *CHAIN) == [(80, 0), (40, 0), (20, 0), (80, 0)]
+
+
+def test_a_first_slice_whose_answer_was_lost_strands_nothing(clock):
+    class Loses(MemoryStore):
+        loses_answers = False
+
+        def lease(self, account):
+            answer = super().lease(account)
+            if self.loses_answers:
+                raise StoreUnavailable("no answer in time")
+            return answer
+
+    behind = Loses(clock)
+    with contextlib.closing(LeasedStore(behind, clock)) as leased:
+        leased.register(CHAIN)
+        call(leased, "1")
+        behind.loses_answers = True
+        with pytest.raises(StoreUnavailable):
+            leased.reserve(Reserve("2", charges()))
+        stranded = spent_and_held(behind, TOKENS)
+        behind.loses_answers = False
+
+        leased.sweep()
+
+        assert stranded[0][1] > 0
+        assert spent_and_held(behind, *CHAIN) == [(4, 0), (2, 0), (1, 0), (4, 0)]
+
+
+def test_a_clock_that_is_set_back_keeps_nothing_from_being_told(clock):
+    with contextlib.closing(LeasedStore(MemoryStore(clock), clock)) as leased:
+        leased.register([FLEET])
+        for number in range(20):
+            leased.reserve(Reserve(f"{number}", (Charge(FLEET.key, 10),)))
+            leased.settle(f"{number}", Amounts(4))
+        clock.set_time(clock.time() - 3600)
+
+        leased.sweep()
+
+        assert leased.store.read([FLEET.key])[0].spent == 80

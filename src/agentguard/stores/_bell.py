@@ -36,8 +36,9 @@ class Bell:
             return b""
         if self._descriptor is None or not os.path.exists(self._path):  # noqa: PTH110 - a third of the cost of a Path's
             return self._hang(seconds)
-        ready, _, _ = select.select([self._descriptor], [], [], seconds)
-        return os.read(self._descriptor, 4096) if ready else b""
+        waiting = select.poll()  # `select` takes no descriptor beyond 1023
+        waiting.register(self._descriptor, select.POLLIN)
+        return os.read(self._descriptor, 4096) if waiting.poll(seconds * 1000) else b""
 
     def wake(self) -> None:
         """End a `wait`, from any thread."""

@@ -180,6 +180,9 @@ class Store(Protocol):
     def settle(self, id: str, actual: Amounts) -> Settled:
         """Replace what a call holds by what it used, exactly once."""
 
+    def try_settle(self, id: str, actual: Amounts) -> Settled | None:
+        """What `settle` says, without waiting; None when it would have to, and nothing is done: ask `settle` in a thread."""
+
     def read(self, keys: Sequence[str]) -> Sequence[Balance]:
         """Balances of rows, in the order asked; rows that are not known are left out."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from agentguard.core.limits import Amounts
+from agentguard.errors import StoreUnavailable
 from agentguard.stores.base import Granted
 
 if TYPE_CHECKING:
@@ -59,4 +61,5 @@ class Deciding:
         return answer
 
     def _give_back(self) -> None:
-        self._settle(self._request.id, Amounts())
+        with suppress(StoreUnavailable):  # nobody is there to be told; whoever cancelled settles it again
+            self._settle(self._request.id, Amounts())

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused
 from agentguard.errors import StoreUnavailable
 from agentguard.stores._fork import survive_forks
+from agentguard.stores._idle import SHORT_LIVED
 from agentguard.stores._slices import NOTHING, Chain, Slice, add, at_least_nothing, is_leasable
 from agentguard.stores._watchers import Together, Watchers
 from agentguard.stores.base import GRANTED, NOT_SETTLED, SETTLED, Account, Granted, Reserve, Settled
@@ -50,6 +51,7 @@ SHARE = 8
 
 _MOST_CALLS = 1024
 _MOST_REMEMBERED = 4096
+_MOST_LIMITS = 65_536
 _RECALL_PAUSE_SECONDS = 0.02
 _FORK_WAIT_SECONDS = 1.0
 _TRIES = 8
@@ -90,7 +92,6 @@ class LeasedStore:
         self._fast: dict[int, _Fast] = {}
         self._isolated: frozenset[str] = _UNKNOWN
         self._crossed: list[Crossed] = []
-        self._accounting = self._accounts = 0
         self._recalled: dict[str, float] = {}
         self._watchers: Watchers[[]] = Watchers()
         self._listening: tuple[Closeable, ...] = ()
@@ -101,6 +102,7 @@ class LeasedStore:
 
     def _begin(self) -> None:
         self._names = map(f"slice-{os.urandom(6).hex()}-{{}}".format, itertools.count(1))
+        self._accounting = self._accounts = 0
         self._joining = threading.Lock()
         self._looking = threading.Lock()
 
@@ -162,6 +164,18 @@ class LeasedStore:
             self._watchers.announce()
         return self._settled(slice_) if slice_.until < 0 or self._crossed else SETTLED
 
+    def try_settle(self, id: str, actual: Amounts) -> Settled | None:
+        """What `settle` says when the call is a slice's, or the store is free; None otherwise."""
+        with self._lock:
+            grant = self._open.get(id)
+        if grant is not None:
+            return None if grant[0].until < 0 else self.settle(id, actual)  # a slice that is given up gives account
+        settled = self._store.try_settle(id, actual)
+        if settled is not None:
+            with self._lock:
+                self._open.pop(id, None)
+        return settled
+
     # --- the way of the others --------------------------------------------------------------------------------------
 
     def try_reserve(self, request: Reserve) -> Granted | Refused | None:
@@ -207,7 +221,7 @@ class LeasedStore:
     def _unless_it_may_heal(self, request: Reserve, answer: Granted | Refused | None) -> Granted | Refused | None:
         """What the store said to somebody who cannot wait: no refusal, if there may be something to give back first."""
         if isinstance(answer, Granted):
-            self._open[request.id] = None
+            self._know(request.id)
             return answer
         return None if answer is None or answer.kind in _MAY_HEAL else answer
 
@@ -299,8 +313,13 @@ class LeasedStore:
                 break
             answer = self._store.reserve(request)
         if isinstance(answer, Granted):
-            self._open[call] = None
+            self._know(call)
         return answer
+
+    def _know(self, id: str) -> None:
+        """Note that the store itself has admitted a call."""
+        with self._lock:
+            self._open[id] = None
 
     def extend(self, id: str, charges: Sequence[Charge]) -> Granted | Refused:
         """Take more for an open call: all of it, or what is left."""
@@ -420,6 +439,9 @@ class LeasedStore:
         except BaseException:
             with self._lock:
                 self._end_account()
+                if not slice_.is_begun:  # it may have been granted all the same: it is given back when the store answers
+                    slice_.is_begun = True
+                    self._give_up(slice_)
                 slice_.total = add(slice_.total, used)  # to be told again: rather twice, if only the answer was lost, than never
             raise
         with self._lock:
@@ -542,7 +564,7 @@ class LeasedStore:
             due = [
                 slice_
                 for slice_ in self._slices.values()
-                if now - slice_.accounted_at >= self._horizon / 2 or slice_.until <= now
+                if abs(now - slice_.accounted_at) >= self._horizon / 2 or slice_.until <= now  # clocks are set back, too
             ]
         for slice_ in due:
             with slice_.turn:
@@ -563,6 +585,8 @@ class LeasedStore:
         rows = tuple(rows)
         with self._lock:
             changed = [key for key, _, limit in rows if self._limits.get(key, limit) != limit]
+            if len(self._limits) >= _MOST_LIMITS:
+                self._limits = {key: limit for key, limit in self._limits.items() if limit.per not in SHORT_LIVED}
             self._limits.update((key, limit) for key, _, limit in rows)
         self._drop(changed)
         self._store.register(rows)

@@ -10,6 +10,7 @@ The death of a process loses nothing. A loss of power may take the last commits 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from agentguard.stores.base import Account, Accounted, Closeable, Member, Reserve, WallClock
 
 _A = TypeVar("_A")
+
+logger: logging.Logger = logging.getLogger("agentguard")
 
 HOLD_SECONDS = 600.0
 """How long a hold lives without being renewed: the SDKs' own timeout is 10 minutes."""
@@ -133,6 +136,13 @@ class SqliteStore:
         """Replace what a call holds by what it used, exactly once."""
         settled = self._database.run(self._settle, id, actual)
         if settled.first:
+            self._watchers.announce()
+        return settled
+
+    def try_settle(self, id: str, actual: Amounts) -> Settled | None:
+        """What `settle` says if nobody else is deciding; None otherwise."""
+        settled = self._database.try_run(self._settle, id, actual)
+        if settled is not None and settled.first:
             self._watchers.announce()
         return settled
 
@@ -463,10 +473,13 @@ class SqliteStore:
                 if not self._watchers:
                     self._poller = None
                     return
-            version = self._database.version()
-            if version != seen:
-                seen = version
-                self._watchers.announce()
+            try:
+                version = self._database.version()
+                if version != seen:
+                    seen = version
+                    self._watchers.announce()
+            except Exception:  # it goes on: whatever it is, waiting calls would not hear of room
+                logger.exception("agentguard: a change of the store was not told")
 
     def _start_listening(self) -> None:
         with self._listeners.lock:
@@ -488,23 +501,25 @@ class SqliteStore:
                     self._listener = None
                     bell.close()
                     return
-            if ISOLATION in rung:  # at once: who is told reads what there is, whatever this thread finds
-                self._listeners.announce()
-            if not rung:
-                version = self._database.version()
-                if version == seen:
-                    continue
-                seen = version
             try:
+                if ISOLATION in rung:  # at once: who is told reads what there is, whatever this thread finds
+                    self._listeners.announce()
+                if not rung:
+                    version = self._database.version()
+                    if version == seen:
+                        continue
+                    seen = version
                 known, epoch = epoch, self.epoch()
                 wanted = self._database.look(self._wanted.news) if self._wanted else ()
+                if epoch != known and ISOLATION not in rung:
+                    self._listeners.announce()
+                if wanted:
+                    self._wanted.announce(wanted)
             except StoreUnavailable:  # no decision is made meanwhile; the next look finds what there is
                 seen = None
-                continue
-            if epoch != known and ISOLATION not in rung:
-                self._listeners.announce()
-            if wanted:
-                self._wanted.announce(wanted)
+            except Exception:  # it goes on listening: whatever it is, this process would hear of no isolation
+                logger.exception("agentguard: an isolation or a recall was not told")
+                seen = None
 
 
 def _epoch(db: sqlite3.Connection) -> int:
