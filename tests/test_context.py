@@ -192,6 +192,16 @@ def test_an_isolation_of_any_agent_of_the_chain_stops_the_call(guard):
         use(one)
 
 
+def test_an_agent_that_the_policy_does_not_name_is_told_of_once(guard, caplog):
+    one = guard(named("researcher"), named("writer"))
+    for _ in range(2):
+        with agent("resaercher"):
+            one.check(get("127.0.0.1"))
+
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "names no agent 'resaercher' (did you mean 'researcher'?)" in warning
+
+
 @pytest.mark.parametrize("subject", ["session:s1", "user:u1", "fleet", "agent:worker"])
 def test_whatever_is_isolated_stops_its_calls(guard, subject):
     one = guard(named("worker"))

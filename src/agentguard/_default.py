@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from agentguard.context import BudgetBlock
-from agentguard.errors import AgentGuardError, EnforcementUnavailable, NotInstrumented, PolicyError, SeamError
+from agentguard.errors import AgentGuardError, EnforcementUnavailable, NotInstrumented, PolicyError, Problem, SeamError
 from agentguard.events import GuardDisabled, PolicyLoaded, SeamChanged
 from agentguard.guard import SYSTEM_CLOCK, Guard, scoped_guard
 from agentguard.policy.model import Mode, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from decimal import Decimal
     from types import TracebackType
 
@@ -43,15 +43,27 @@ class Instrumentation:
 
     Attributes:
         guard: The guard that decides.
+        asked: What `instrument()` was asked for.
         is_disabled: Whether AGENTGUARD_DISABLED has switched everything off.
     """
 
     def __init__(self, guard: Guard, seams: Seams | None, remove: Callable[[], None], close: Callable[[], None]) -> None:
         self.guard = guard
         self.is_disabled: bool = seams is None
+        self.asked: Mapping[str, object] = {}
         self._seams = seams
         self._remove = remove
         self._close = close
+
+    def ignores(self, **asked: object) -> list[str]:
+        """The names of what another `instrument()` asks for and does not get."""
+        guard = self.guard
+        has = {**self.asked, "agent": guard.home_agent, "mode": guard.policy.mode}
+        return [
+            name
+            for name, value in asked.items()
+            if value is not None and value != has.get(name) and not (name == "policy" and _is_in_force(value, guard))
+        ]
 
     def status(self) -> list[SeamStatus]:
         """How every seam of an installed library stands: hooked, fallback, missing, lost, or waiting for its import."""
@@ -89,6 +101,8 @@ def instrument(
 ) -> Instrumentation:
     """Guard every LLM call and HTTP call of this process. Idempotent: a second call returns what the first has put in place.
 
+    What a second call asks for beyond that is ignored, and a warning says so.
+
     Args:
         policy: A `Policy`, the path of a policy file, or a `Guard` of your own. None: AGENTGUARD_POLICY, else `agentguard.yaml`
             (or `.toml`, or `[tool.agentguard]` in pyproject.toml) in the working directory; else nothing is refused, and
@@ -111,6 +125,14 @@ def instrument(
     with _lock:
         if _current is None:
             _current = _build(policy, agent, mode, store, egress, observers, only)
+            _current.asked = {"policy": policy, "store": store, "egress": egress, "only": only}
+        elif ignored := _current.ignores(policy=policy, agent=agent, mode=mode, store=store, egress=egress, only=only):
+            logger.warning(
+                "agentguard: instrument() was called again, and what it asks for otherwise is ignored: %s. This process stays "
+                "guarded as it is%s; call agentguard.uninstrument() first to begin anew.",
+                ", ".join(ignored),
+                f", by {_current.guard.policy.path}" if _current.guard.policy.path else "",
+            )
         return _current
 
 
@@ -217,6 +239,13 @@ def _build(
     return installed
 
 
+def _is_in_force(policy: object, guard: Guard) -> bool:
+    """Whether a policy, or the file that it names, is the one that a guard has adopted."""
+    if isinstance(policy, (str, os.PathLike)):
+        return bool(guard.policy.path) and os.path.realpath(policy) == os.path.realpath(guard.policy.path)
+    return policy in (guard, guard.policy)
+
+
 def _disabled() -> Instrumentation:
     """Switched off: nothing is hooked, and the record says so."""
     guard = Guard(Policy(mode=Mode.REPORT))
@@ -254,6 +283,8 @@ def _guard_for(
 def _chosen_mode(mode: str | None) -> Mode | None:
     """The mode that outranks the policy's: the argument's, else AGENTGUARD_MODE's; None when neither says."""
     chosen = mode or os.environ.get("AGENTGUARD_MODE")
+    if chosen and chosen not in set(Mode):
+        raise PolicyError("mode", [Problem("mode", 0, 0, "mode", f"expected enforce or report, found {chosen!r}")])
     return Mode(chosen) if chosen else None
 
 
@@ -265,7 +296,7 @@ def _store_for(store: Store | str | None, fleet: str) -> Store:
     if store is None:
         from agentguard.stores.state import default_store_url
 
-        store = default_store_url()
+        store = default_store_url(fleet)
     return open_store(store, fleet=fleet)
 
 

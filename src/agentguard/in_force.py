@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from agentguard.core.caller import NOBODY, Caller
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from agentguard.core.limits import LimitRow
     from agentguard.policy.model import AgentPolicy, Policy
     from agentguard.stores.base import Store
+
+logger: logging.Logger = logging.getLogger("agentguard")
 
 _MAX_ROW_SETS = 8192
 _MAX_REGISTERED = 65_536
@@ -55,11 +58,27 @@ class InForce:
         """The rights of a chain of agents: of those that the policy names, else of the process's own, else of all together."""
         rights = self._rights.get(names)
         if rights is None:
-            listed = self._named(names) or self._named(self.home)
+            listed = self._named(names)
+            if names and not listed and self.policy.agents:
+                self._warn_of(names[-1])
+            listed = listed or self._named(self.home)
             rights = self._rights[names] = Rights(
                 self.policy, listed or self.policy.agents, self._unnamed_session, is_listed=bool(listed)
             )
         return rights
+
+    def _warn_of(self, name: str) -> None:
+        """Say once that a caller is an agent that the policy does not name: it may have been misspelt."""
+        from difflib import get_close_matches  # starting is not rare, and a name that is misspelt is
+
+        near = get_close_matches(name, [agent.name for agent in self.policy.agents], 1)
+        logger.warning(
+            "agentguard: %s names no agent %r%s; its calls are held to what %s may",
+            self.policy.path or "the policy",
+            name,
+            f" (did you mean {near[0]!r}?)" if near else "",
+            repr(self.home[0]) if self.home else "every agent",
+        )
 
     def register(self, rows: Sequence[LimitRow], store: Store) -> None:
         """Make rows known to the store, each once. A budget block registers its own, and none after it has ended."""

@@ -34,7 +34,7 @@ def test_no_path_is_the_state_directory(tmp_path, monkeypatch):
 
     open_store("sqlite://").close()
 
-    assert (tmp_path / "state" / "counters.sqlite").exists()
+    assert (tmp_path / "state" / "ledger.sqlite").exists()
 
 
 @pytest.mark.parametrize(

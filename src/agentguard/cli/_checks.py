@@ -238,7 +238,8 @@ def _store(place: Place) -> Iterator[Line]:
     from agentguard.cli._sources import open_ledger
     from agentguard.stores.state import default_store_url
 
-    url = place.store_url or (place.policy.store if place.policy else None) or default_store_url()
+    fleet = place.policy.fleet if place.policy else "default"
+    url = place.store_url or (place.policy.store if place.policy else None) or default_store_url(fleet)
     shown = _without_credentials(url)
     if url == "memory://":
         yield Line("note", "the store is memory://: budgets end with the process, and each process has its own")

@@ -72,4 +72,4 @@ def open_ledger(url: str | None, policy: Policy | None = None) -> Store:
         raise click.UsageError(message)
     if policy is None:
         return open_store(url or default_store_url())
-    return open_store(url or policy.store or default_store_url(), fleet=policy.fleet)
+    return open_store(url or policy.store or default_store_url(policy.fleet), fleet=policy.fleet)

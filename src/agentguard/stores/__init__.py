@@ -23,7 +23,7 @@ def open_store(url: str, clock: WallClock = time, *, fleet: str = "default") -> 
             `redis://`, `rediss://`, `redis+sentinel://` or `redis+cluster://` for a fleet, whose processes decide most calls by
             themselves, from what they have leased; `?leases=off` asks the Redis for every call.
         clock: Unix time; a Redis goes by its own.
-        fleet: Names the shared counters of a Redis.
+        fleet: Names the shared counters of a Redis, or the file in the state directory. A path that is named is what it is.
 
     Raises:
         PolicyError: The URL names no store.
@@ -40,7 +40,7 @@ def open_store(url: str, clock: WallClock = time, *, fleet: str = "default") -> 
         raise _unknown(url, scheme)
     from agentguard.stores.sqlite import SqliteStore
 
-    return SqliteStore(_sqlite_path(rest) if separator else Path(url).expanduser(), clock)
+    return SqliteStore(_sqlite_path(rest, fleet) if separator else Path(url).expanduser(), clock)
 
 
 def _open_redis(url: str, fleet: str) -> Store:
@@ -57,11 +57,11 @@ def _open_redis(url: str, fleet: str) -> Store:
     return Standby(LeasedStore(store) if store.is_leased else store)
 
 
-def _sqlite_path(rest: str) -> Path:
+def _sqlite_path(rest: str, fleet: str) -> Path:
     if not rest:
-        from agentguard.stores.state import state_dir
+        from agentguard.stores.state import ledger_path
 
-        return state_dir() / "counters.sqlite"
+        return ledger_path(fleet)
     if not rest.startswith("/"):
         raise _unknown(f"sqlite://{rest}", "sqlite")
     return Path(re.sub(r"^/+(?=[A-Za-z]:)|^/+(?=/)", "", rest))  # `/C:/x` is a drive, `//x` is how SQLAlchemy writes `/x`
