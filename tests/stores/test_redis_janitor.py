@@ -8,6 +8,7 @@ from agentguard.core.limits import Amounts, Charge, LimitRow, RefusalKind
 from agentguard.policy.model import Limit, Per, Unit
 from agentguard.stores._idle import IDLE_SECONDS
 from agentguard.stores.base import GRANTED, Reserve
+from agentguard.testing.clock import FrozenClock
 
 from .redis_server import PROGRAM, clocked
 
@@ -100,3 +101,42 @@ def test_the_calls_past_their_deadline_are_charged_in_one_sweep_and_the_others_l
     (balance,) = redis.read([agent.key])
     assert (balance.spent, balance.held) == (450, 7)
     assert [hold.id for hold in redis.holds()] == ["new"]
+
+
+def test_calls_whose_holds_the_server_has_dropped_are_swept_from_its_list(redis, server, clock, sweep):
+    agent = LimitRow.of("agent:a", Limit(amount=1000, unit=Unit.TOKENS))
+    redis.register([agent])
+    for number in range(450):
+        redis.reserve(Reserve(str(number), (Charge(agent.key, 1),)))
+    server.ask("DEL", *(f"{redis._keys.hold}{number}" for number in range(449)))  # as one does that is short of memory
+    clock.advance(601)
+
+    assert sweep() == 1
+
+    assert server.ask("ZCARD", redis._keys.open) == 0
+    assert not redis.settle("0", Amounts(1)).first
+
+
+class SwayingClock(FrozenClock):
+    """Behind, but for each look at what is overdue: it is 200 calls at most that are then settled."""
+
+    readings = 0
+
+    def time(self) -> float:
+        self.readings += 1
+        return super().time() + 601 * (self.readings % 201 == 2)  # the first is that of `register`
+
+
+def test_a_sweep_ends_though_calls_stay_that_were_past_their_deadline(redis, server):
+    agent = LimitRow.of("agent:a", Limit(amount=1000, unit=Unit.TOKENS))
+    redis.register([agent])
+    for number in range(450):
+        redis.reserve(Reserve(str(number), (Charge(agent.key, 1),)))
+    sweeper = clocked(server.url, SwayingClock())
+    sweeper.register(())
+
+    swept = sweeper.sweep()
+    sweeper.close()
+
+    assert swept == 0
+    assert len(redis.holds()) == 450

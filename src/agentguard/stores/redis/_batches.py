@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
 
 from agentguard.context import own_traffic
+from agentguard.errors import StoreUnavailable
+from agentguard.stores.redis._ended import cut
 from agentguard.stores.redis._link import SILENCE
+from agentguard.stores.redis._packing import encoded
 from agentguard.stores.redis._urls import open_async_client
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ class Question(NamedTuple):
     """A script to run, and who waits for its answer."""
 
     name: str
-    keys: Sequence[str]
+    keys: Sequence[str | bytes | int]
     arguments: Sequence[str | bytes | int]
     answer: asyncio.Future[Any]
 
@@ -35,7 +37,7 @@ class Batches:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Batch] = weakref.WeakKeyDictionary()
+        self._loops: dict[asyncio.AbstractEventLoop, Batch] = {}
 
     async def run(self, name: str, keys: Sequence[str], arguments: Sequence[str | bytes | int] = ()) -> Any:
         """Run a script. Raises as `Link.run` does."""
@@ -43,6 +45,7 @@ class Batches:
         loop = asyncio.get_running_loop()
         batch = self._loops.get(loop)
         if batch is None:
+            self.cut_ended()
             batch = self._loops[loop] = Batch(self._link)
         question = Question(name, keys, self._link.scripts.arguments(arguments), loop.create_future())
         batch.ask(question)
@@ -54,9 +57,16 @@ class Batches:
         if batch is not None:
             await batch.close()
 
+    def cut_ended(self) -> None:
+        """Free the connections of loops that have ended. Nothing tells of their end, so it is looked for when another begins."""
+        for loop in list(self._loops):
+            ended = self._loops.pop(loop, None) if loop.is_closed() else None
+            if ended is not None:
+                ended.cut()
+
     def drop(self) -> None:
         """Forget the connections: in a forked child they are the parent's."""
-        self._loops = weakref.WeakKeyDictionary()
+        self._loops = {}
 
 
 class Batch:
@@ -80,20 +90,43 @@ class Batch:
             await self._sending
         await self._client.aclose()
 
+    def cut(self) -> None:
+        """Free the connections, when the loop has ended."""
+        with suppress(AttributeError):  # a redis-py that is made differently: the collector frees them, and warns
+            cut(self._client)
+
     async def _send(self) -> None:
+        together: list[Question] = []
         try:
             while self._waiting:
                 together, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
                 with own_traffic():
-                    await self._answer(together)
+                    await self._answer_all(together)
+        except asyncio.CancelledError:  # somebody cancels every task that he does not know; those who asked may be others
+            together, self._waiting = together + self._waiting, []
+            message = f"the store {self._link.address.shown} was not heard: its task was cancelled.\n  Cancel none but your own."
+            _refuse(together, StoreUnavailable(message))
+            raise
         finally:
             self._sending = None
+
+    async def _answer_all(self, questions: list[Question]) -> None:
+        try:
+            await self._answer(questions)
+        except Exception as error:  # noqa: BLE001 - those who asked get it, so that nobody waits for ever; the next go on
+            _refuse(questions, error)
 
     async def _answer(self, questions: list[Question]) -> None:
         answers: list[Any]
         try:
             async with asyncio.timeout(self._link.address.timeout_seconds):
                 answers = await self._ask_all(questions)
+        except redis.DataError as error:
+            if len(questions) > 1:  # some have words that cannot be sent, and none was sent: each is asked alone
+                for question in questions:
+                    await self._answer([question])
+                return
+            answers = [error]
         except (*SILENCE, redis.RedisError) as error:
             answers = [error] * len(questions)
         silence = next((answer for answer in answers if isinstance(answer, SILENCE)), None)
@@ -120,6 +153,9 @@ class Batch:
     async def _ask_all(self, questions: list[Question]) -> list[Any]:
         try:
             answers = await self._pipeline(questions)
+        except UnicodeEncodeError:
+            questions = [one._replace(keys=encoded(one.keys), arguments=encoded(one.arguments)) for one in questions]
+            answers = await self._pipeline(questions)
         except (redis.ConnectionError, OSError):
             answers = await self._pipeline(questions)  # a restarted server leaves broken connections
         if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
@@ -138,3 +174,9 @@ class Batch:
             pipeline.execute_command("EVALSHA", named(name).sha, len(keys), *keys, *arguments)
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
         return answers
+
+
+def _refuse(questions: list[Question], error: Exception) -> None:
+    for question in questions:
+        if not question.answer.done():
+            question.answer.set_exception(error)

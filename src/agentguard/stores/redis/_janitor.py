@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from agentguard.stores._holder import Holder
 from agentguard.stores._idle import IDLE_SECONDS, PRUNE_EVERY_SECONDS, SHORT_LIVED
-from agentguard.stores.redis._packing import MICROS, unpack_hold, unpack_registration
+from agentguard.stores.redis._packing import MICROS, decoded, encoded, unpack_hold, unpack_registration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,13 +30,13 @@ def open_holds(link: Link, keys: Keys) -> Iterator[list[OpenHold]]:
     """The calls in flight, in batches; the earliest deadline first."""
     found = link.ask(lambda client: client.zrange(keys.open, 0, -1, withscores=True))
     for start in range(0, len(found), _BATCH):
-        calls = [(call.decode(), deadline / MICROS) for call, deadline in found[start : start + _BATCH]]
+        calls = [(decoded(call), deadline / MICROS) for call, deadline in found[start : start + _BATCH]]
         packed = _packed(link, [keys.hold + call for call, _ in calls])
         yield [OpenHold(call, deadline, hold) for (call, deadline), hold in zip(calls, packed, strict=True) if hold]
 
 
 def _packed(link: Link, names: list[str]) -> list[bytes | None]:
-    return cast("list[bytes | None]", link.ask(lambda client: client.mget(names)))
+    return cast("list[bytes | None]", link.ask(lambda client: client.mget(encoded(names))))
 
 
 class Janitor:
@@ -57,11 +57,13 @@ class Janitor:
     def sweep(self, me: Holder) -> int:
         """Charge the holds of dead processes of this host, and of those past their deadline; now and then drop idle rows."""
         swept = 0
+        seen: set[bytes] = set()
         while True:
             overdue, holders = self._link.run("overdue", [self._keys.open, self._keys.holders(me)], [_BATCH])
-            swept += sum(self._charge(call.decode(), "overdue") for call in overdue)
-            if len(overdue) < _BATCH:
+            swept += sum(self._charge(decoded(call), "overdue") for call in overdue)
+            if len(overdue) < _BATCH or seen.issuperset(overdue):  # whatever stays in spite of it, the sweep ends
                 break
+            seen.update(overdue)
         dead = {name for holder in holders if Holder.parse(name := holder.decode()).is_dead(me)}
         if dead:
             swept += self._charge_dead(dead, me)
@@ -83,7 +85,7 @@ class Janitor:
         now, _ = self._link.run("read", [self._keys.state])  # for the time: the server's, as the rows have it
         since = repr(now / MICROS - IDLE_SECONDS)
         for written in self._limits():
-            limits = [unpack_registration(key.decode(), text) for key, text in written.items()]
+            limits = [unpack_registration(decoded(key), text) for key, text in written.items()]
             idle = [limit.key for limit in limits if limit.limit.per in SHORT_LIVED]
             if idle:
                 self._link.run("forget", [self._keys.limits, *self._keys.rows(idle)], [since, *idle])

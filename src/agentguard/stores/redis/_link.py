@@ -12,6 +12,7 @@ import redis
 from agentguard.context import own_traffic
 from agentguard.errors import StoreUnavailable
 from agentguard.stores._breaker import Breaker
+from agentguard.stores.redis._packing import encoded
 from agentguard.stores.redis._urls import open_client
 
 if TYPE_CHECKING:
@@ -97,13 +98,15 @@ class Link:
             remedy = "Look at the server's log."
         return StoreUnavailable(f"the store {self.address.shown} refuses: {error}.\n  {remedy}")
 
-    def _evaluate(self, client: Any, name: str, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
+    def _evaluate(self, client: Any, name: str, keys: Sequence[str | bytes | int], arguments: Sequence[str | bytes | int]) -> Any:
         script = self.scripts.named(name)
         words = (len(keys), *keys, *self.scripts.arguments(arguments))
         try:
             return client.execute_command("EVALSHA", script.sha, *words)
         except redis.exceptions.NoScriptError:
             return client.execute_command("EVAL", script.text, *words)
+        except UnicodeEncodeError:
+            return self._evaluate(client, name, encoded(keys), encoded(arguments))
 
     def _probe(self) -> None:
         with own_traffic():

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import struct
 from array import array
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentguard.core.limits import Crossed, LimitRow, RefusalKind, Refused, RollingRow, Row, State
 from agentguard.policy.model import Limit, Unit, Window
 from agentguard.stores._rows import _dump_limit, _load_limit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _UNITS = (Unit.TOKENS, Unit.USD, Unit.CALLS, Unit.CONCURRENT_CALLS)
 _PERIODS = (None, "minute", "hour", "day", "month")
@@ -22,6 +25,16 @@ MOST_EXACT = 1 << 53
 """Lua counts in doubles: integers are exact up to here, $9.0 million in nano-USD."""
 
 MICROS = 1_000_000
+
+
+def encoded(words: Sequence[str | bytes | int]) -> list[str | bytes | int]:
+    """Words of which UTF-8 has none: an id that came from a file's name or from JSON may have lone surrogates."""
+    return [word.encode("utf-8", "surrogatepass") if isinstance(word, str) else word for word in words]
+
+
+def decoded(word: bytes) -> str:
+    """A word as it was before it was sent."""
+    return word.decode("utf-8", "surrogatepass")
 
 
 def pack_row(row: Row, limit: Limit) -> bytes:
@@ -69,7 +82,7 @@ def unpack_hold(packed: bytes) -> tuple[str, list[tuple[str, int, int]]]:
         key, at = _unpack_text(packed, at)
         row_id, _, held, _ = _ITEM.unpack_from(packed, at)
         at += _ITEM.size
-        items.append((key.decode(), int(row_id), int(held)))
+        items.append((decoded(key), int(row_id), int(held)))
     return holder.decode(), items
 
 
@@ -83,7 +96,7 @@ def refused_of(answer: list[Any], prefix: int) -> Refused:
     """A refusal as a script says it; `prefix` is the length of what stands in front of a row's key."""
     kind, word, amount, spent, held, requested, retry_at = answer
     refusal = RefusalKind(kind.decode())
-    row = word.decode()
+    row = decoded(word)
     return Refused(
         refusal,
         row if refusal is RefusalKind.ISOLATED else row[prefix:],
@@ -97,4 +110,4 @@ def refused_of(answer: list[Any], prefix: int) -> Refused:
 
 def crossed_of(steps: list[Any], prefix: int) -> tuple[Crossed, ...]:
     """Soft steps as a script tells them."""
-    return tuple(Crossed(key.decode()[prefix:], *numbers) for key, *numbers in steps)
+    return tuple(Crossed(decoded(key)[prefix:], *numbers) for key, *numbers in steps)

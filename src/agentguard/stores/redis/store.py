@@ -14,7 +14,7 @@ import asyncio
 import json
 import os
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused, Row
 from agentguard.errors import PolicyError, Problem
@@ -44,6 +44,8 @@ from agentguard.stores.redis._packing import (
     MICROS,
     MOST_EXACT,
     crossed_of,
+    decoded,
+    encoded,
     pack_registration,
     pack_row,
     refused_of,
@@ -67,6 +69,7 @@ LEARNING_SECONDS = 2.0
 """How long nothing is granted after the server has lost what it was told: every guard looks at it once a second."""
 
 _BATCH = 200
+_T = TypeVar("_T")
 _LOST = b"lost"
 _CONTROL = struct.Struct("<d")
 
@@ -120,6 +123,10 @@ class RedisStore:
             if row.limit.amount >= MOST_EXACT:
                 raise _too_large(row)
         self._own.know(rows)
+        for batch in _in_batches(rows) or [()]:  # without rows too: this process joins the others by it
+            self._register(batch)
+
+    def _register(self, rows: Sequence[LimitRow]) -> None:
         keys = [
             self._keys.state,
             self._keys.limits,
@@ -142,8 +149,8 @@ class RedisStore:
         """Drop rows."""
         keys = tuple(keys)
         self._own.forget(keys)
-        if keys:
-            self._link.run("forget", [self._keys.limits, *self._keys.rows(keys)], ["", *keys])
+        for batch in _in_batches(keys):
+            self._link.run("forget", [self._keys.limits, *self._keys.rows(batch)], ["", *batch])
 
     # --- one call ---------------------------------------------------------------------------------------------------
 
@@ -200,6 +207,9 @@ class RedisStore:
         answer = self._close(id, "used", actual)
         return self._settled_by(id, actual, answer)
 
+    def try_settle(self, id: str, actual: Amounts) -> None:
+        """Nothing: the server has to be asked."""
+
     async def asettle(self, id: str, actual: Amounts) -> Settled:
         """Like `settle`, without blocking the event loop."""
         keys = self._own.keys_of(id)
@@ -218,7 +228,7 @@ class RedisStore:
         while True:
             answer = self._link.run("lease", *self._accounted(account, keys))
             if answer[0] == b"keys":
-                keys = self._keys.of_rows(key.decode() for key in answer[1:])
+                keys = self._keys.of_rows(decoded(key) for key in answer[1:])
             elif answer[0] == _LOST:
                 self._tell_again()
             else:
@@ -245,18 +255,14 @@ class RedisStore:
 
     def read(self, keys: Sequence[str]) -> Sequence[Balance]:
         """Balances of rows, in the order asked."""
-        now, rows = self._read(keys)
-        return [Balance.of(row, now) for row in rows if row is not None]
+        return [Balance.of(row, now) for row, now in self._read(keys) if row is not None]
 
     def rows(self) -> Sequence[tuple[LimitRow, Balance]]:
         """Every row, in the order in which they were registered."""
         written = self._link.ask(lambda client: client.hgetall(self._keys.limits))
-        limits = [unpack_registration(key.decode(), text) for key, text in written.items()]
-        found: list[tuple[LimitRow, Row, float]] = []
-        for start in range(0, len(limits), _BATCH):
-            batch = limits[start : start + _BATCH]
-            now, rows = self._read([limit.key for limit in batch])
-            found += [(limit, row, now) for limit, row in zip(batch, rows, strict=True) if row is not None]
+        limits = [unpack_registration(decoded(key), text) for key, text in written.items()]
+        read = self._read([limit.key for limit in limits])
+        found = [(limit, row, now) for limit, (row, now) in zip(limits, read, strict=True) if row is not None]
         return [(limit, Balance.of(row, now)) for limit, row, now in sorted(found, key=lambda one: one[1].id)]
 
     def holds(self) -> Sequence[Hold]:
@@ -265,7 +271,7 @@ class RedisStore:
         for batch in open_holds(self._link, self._keys):
             read = [(hold, *unpack_hold(hold.packed)) for hold in batch]
             keys = self._keys.of_rows(row for _, _, items in read for row, _, _ in items)
-            known = {self._keys.row + row.key: row for row in self._read(keys)[1] if row is not None}
+            known = {self._keys.row + row.key: row for row, _ in self._read(keys) if row is not None}
             for hold, holder, items in read:
                 rows = [(known.get(row), row_id, held) for row, row_id, held in items]
                 charges = [Charge(row.key, held) for row, row_id, held in rows if row is not None and row.id == row_id]
@@ -289,7 +295,7 @@ class RedisStore:
         """The epoch and `isolations`, of one moment."""
         epoch, found = self._link.run("isolations", [self._keys.state], [self._keys.control, self._keys.isolated])
         pairs = zip(found[::2], found[1::2], strict=True)
-        isolations = [isolation_of(subject.decode(), *json.loads(said)) for subject, said in pairs]
+        isolations = [isolation_of(decoded(subject), *json.loads(said)) for subject, said in pairs]
         return epoch, sorted(isolations, key=lambda isolation: (isolation.at, isolation.subject))
 
     def epoch(self) -> int:
@@ -328,9 +334,7 @@ class RedisStore:
 
     def renew(self) -> None:
         """Move on the deadlines of this process's open holds."""
-        ids = self._own.ids()
-        for start in range(0, len(ids), _BATCH):
-            batch = ids[start : start + _BATCH]
+        for batch in _in_batches(self._own.ids()):
             self._link.run("renew", [self._keys.open], [_micros(HOLD_SECONDS), len(batch), *batch])
 
     def sweep(self) -> int:
@@ -342,6 +346,7 @@ class RedisStore:
         """Free the connections. Open holds stay, and are swept when the process is gone. A later verb connects anew."""
         self._channels.close()
         self._link.close()
+        self._batches.cut_ended()
 
     async def aclose(self) -> None:
         """Free the connections of the running event loop too."""
@@ -431,7 +436,7 @@ class RedisStore:
         keys: Iterable[str] | None = self._own.keys_of(id)
         while True:
             if keys is None:
-                packed = self._link.ask(lambda client: client.get(self._keys.hold + id))
+                packed = self._link.ask(lambda client: client.get(*encoded([self._keys.hold + id])))
                 keys = self._keys.of_rows(key for key, *_ in unpack_hold(packed)[1]) if packed else ()
             answer = self._link.run("settle", *self._ending(id, keys, how, actual))
             if not isinstance(answer, list):
@@ -439,7 +444,7 @@ class RedisStore:
             if answer[0] == _LOST:
                 self._tell_again()
             elif answer[0] == b"keys":
-                keys = self._keys.of_rows(key.decode() for key in answer[1:])
+                keys = self._keys.of_rows(decoded(key) for key in answer[1:])
             else:
                 return answer
 
@@ -464,11 +469,16 @@ class RedisStore:
         task.add_done_callback(self._orphans.discard)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    def _read(self, keys: Sequence[str]) -> tuple[float, list[Row | None]]:
-        now, found = self._link.run("read", self._keys.rows(keys))
-        return now / MICROS, [
-            None if packed is None else unpack_row(key, packed) for key, packed in zip(keys, found, strict=True)
-        ]
+    def _read(self, keys: Sequence[str]) -> list[tuple[Row | None, float]]:
+        """Rows, and the time at which each was read."""
+        read: list[tuple[Row | None, float]] = []
+        for batch in _in_batches(keys):
+            now, found = self._link.run("read", self._keys.rows(batch))
+            read += [
+                (None if packed is None else unpack_row(key, packed), now / MICROS)
+                for key, packed in zip(batch, found, strict=True)
+            ]
+        return read
 
     # --- what was lost, and what is left over -----------------------------------------------------------------------
 
@@ -506,6 +516,11 @@ class RedisStore:
     def _charge(self, id: str, how: str) -> bool:
         answer = self._close(id, how, Amounts())
         return not (isinstance(answer, list) and answer[0] == b"closed")
+
+
+def _in_batches(many: Sequence[_T]) -> list[Sequence[_T]]:
+    """As many as a script takes: Lua unpacks some thousand keys at most, and all other processes wait meanwhile."""
+    return [many[start : start + _BATCH] for start in range(0, len(many), _BATCH)]
 
 
 def _unknown(request: Reserve) -> Refused:

@@ -7,6 +7,7 @@ if is_lost(found[1], ARGV[1]) then
   return {'lost'}
 end
 if not found[3] then
+  redis.call('ZREM', KEYS[2], ARGV[2])  -- a server that is short of memory may have dropped the hold
   return {'closed'}
 end
 local time = micros()
