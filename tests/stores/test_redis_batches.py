@@ -177,3 +177,25 @@ def test_any_number_of_rows_is_registered_read_and_forgotten_by_scripts_that_tak
     assert [balance.row for balance in balances] == keys
     assert [row.key for row, _ in listed] == [AGENT.key, *keys]
     assert [row for row, _ in store.rows()] == [AGENT]
+
+
+def test_a_call_that_was_granted_though_its_answer_was_lost_is_renewed_like_any_other(store, own):
+    client, execute = store._link.client, store._link.client.execute_command
+    answers = []
+
+    def lose_the_first(*words, **options):
+        answers.append(execute(*words, **options))
+        if len(answers) == 1:
+            raise ConnectionError("reset by peer")
+        return answers[-1]
+
+    client.execute_command = lose_the_first
+    granted = store.reserve(request("1", amount=500))
+    client.execute_command = execute
+    own.ask("ZADD", store._keys.open, 10, "1")
+
+    store.renew()
+
+    assert (granted, len(answers)) == (GRANTED, 2)
+    assert store.sweep() == 0
+    assert store.settle("1", Amounts(20)) == SETTLED

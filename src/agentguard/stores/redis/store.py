@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import struct
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused, Row
@@ -386,6 +387,8 @@ class RedisStore:
         if not isinstance(answer, list):
             if answer:
                 self._own.take(request.id, request.charges, answer / MICROS)
+            elif not self._own.is_open(request.id):  # it was granted before, and only the answer was lost
+                self._own.take(request.id, request.charges, time.time())
             return GRANTED
         if answer[0] == b"refused":
             return refused_of(answer[1], len(self._keys.row))
