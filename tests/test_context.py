@@ -27,7 +27,7 @@ from agentguard import (
     propagate,
     session,
 )
-from agentguard.context import current_caller
+from agentguard.context import current_caller, waiting
 from agentguard.core.call import Target, ToolCall
 from agentguard.core.caller import NOBODY
 
@@ -520,3 +520,28 @@ def test_denials_of_every_kind_pickle(guard):
             one.begin(what)
         thawed = pickle.loads(pickle.dumps(denied.value))
         assert (type(thawed), str(thawed), thawed.call) == (kind, str(denied.value), what)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "error", "said"),
+    [
+        ({"tokens": "5000"}, TypeError, r"tokens is an int, such as tokens=5000: found '5000'"),
+        ({"calls": 1.5}, TypeError, r"calls is an int, such as calls=5000: found 1\.5"),
+        ({"calls": True}, TypeError, r"calls is an int"),
+        ({"tokens": 0}, ValueError, r"tokens is at least 1: found 0"),
+        ({"usd": Decimal("NaN")}, ValueError, r"is not an amount such as '0\.50'"),
+        ({"usd": Decimal("Infinity")}, ValueError, r"is not an amount such as '0\.50'"),
+        ({}, ValueError, r"needs at least one of usd, tokens and calls"),
+    ],
+)
+def test_a_block_says_what_bounds_it_expects(guard, bounds, error, said):
+    guard(named("a"))
+
+    with pytest.raises(error, match=said), budget(**bounds):
+        pass
+
+
+@pytest.mark.parametrize("seconds", ["5s", None, True])
+def test_a_wait_is_a_number(seconds):
+    with pytest.raises(TypeError, match=r"a wait is a number of seconds, such as 5 or 0\.5"), waiting(seconds):
+        pass

@@ -172,9 +172,7 @@ def test_a_call_that_waits_for_room_gets_it_though_the_store_cannot_be_swept(sto
         large = CALL._replace(max_output_tokens=900)
         first = guard.begin(large)
         threading.Timer(0.1, lambda: first.settle(Usage(10, 10))).start()
-        waiting = threading.Thread(
-            target=lambda: guard.begin(large, wait=10).settle(Usage(10, 10))
-        )
+        waiting = threading.Thread(target=lambda: guard.begin(large, wait=10).settle(Usage(10, 10)))
         waiting.start()
         waiting.join(10)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -72,6 +73,24 @@ def test_a_process_says_which_isolations_it_acts_on(guard, store):
 
     assert (member.epoch, member.pid, member.agent, member.mode) == (epoch, os.getpid(), "bot", "enforce")
     assert member.policy == digest_of(guard.policy)
+
+
+def test_a_process_is_listed_as_soon_as_it_has_joined_though_it_has_just_kept_house(store):
+    from agentguard.testing import FrozenClock
+
+    with contextlib.closing(Guard(Policy.from_mapping(WRITTEN), store=store, clock=FrozenClock())) as guard:
+        kept = threading.Event()
+        guard.chore(kept.set)
+        guard.worker.wake()
+        assert kept.wait(10)
+
+        guard.join()
+
+        for _ in range(1000):
+            if store.members():
+                break
+            threading.Event().wait(0.01)
+        assert len(store.members()) == 1
 
 
 def test_a_store_that_has_lost_an_isolation_is_told_it_again(guard, store):

@@ -54,6 +54,9 @@ def waiting(seconds: float) -> Iterator[None]:
     Args:
         seconds: For each call; 0: none waits. It stands in place of `limits.wait` and `limits.contention_wait`.
     """
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        msg = f"a wait is a number of seconds, such as 5 or 0.5: found {seconds!r}"
+        raise TypeError(msg)
     if not 0 <= seconds < math.inf:
         msg = f"a wait is a number of seconds, and bounded: found {seconds!r}"
         raise ValueError(msg)
@@ -160,7 +163,11 @@ class BudgetBlock:
 
     def __init__(self, ledger: Ledger, usd: Decimal | str | int | None, tokens: int | None, calls: int | None) -> None:
         self.id: str = f"budget:{_new_id()}"
-        wanted = ((Unit.USD, None if usd is None else nanos_of(usd, "usd")), (Unit.TOKENS, tokens), (Unit.CALLS, calls))
+        wanted = (
+            (Unit.USD, None if usd is None else nanos_of(usd, "usd")),
+            (Unit.TOKENS, _whole(tokens, "tokens")),
+            (Unit.CALLS, _whole(calls, "calls")),
+        )
         rule = Rule("agentguard.budget")
         limits = [Limit(amount=amount, unit=unit, rule=rule) for unit, amount in wanted if amount is not None]
         if not limits:
@@ -208,6 +215,22 @@ def _amount(by_unit: dict[str, int]) -> Amount:
     return Amount(None if nanos is None else Decimal(nanos) / NANOS_PER_USD, by_unit.get(Unit.TOKENS), by_unit.get(Unit.CALLS))
 
 
+def _whole(amount: object, name: str) -> int | None:
+    """An amount that is counted, as its parameter `name` was given.
+
+    Raises:
+        TypeError: It is no int.
+        ValueError: It is less than 1.
+    """
+    if amount is not None and (isinstance(amount, bool) or not isinstance(amount, int)):
+        msg = f"{name} is an int, such as {name}=5000: found {amount!r}"
+        raise TypeError(msg)
+    if amount is not None and amount < 1:
+        msg = f"{name} is at least 1: found {amount!r}"
+        raise ValueError(msg)
+    return amount
+
+
 def nanos_of(usd: object, name: str) -> int:
     """An amount of money as its parameter `name` was given: text such as `"0.50"`, a Decimal or an int, in nano-USD.
 
@@ -220,7 +243,7 @@ def nanos_of(usd: object, name: str) -> int:
         raise TypeError(msg)
     try:
         return int(Decimal(str(usd).removeprefix("$")) * NANOS_PER_USD)
-    except InvalidOperation:
+    except (InvalidOperation, ValueError, OverflowError):  # the latter two: NaN and Infinity
         msg = f"{name}={usd!r} is not an amount such as '0.50'"
         raise ValueError(msg) from None
 

@@ -437,9 +437,11 @@ class Guard:
 
     def join(self) -> None:
         """Be a member of the fleet from now on: hear of isolations as they are made, and be listed."""
-        self._membership.join()
+        if not self._membership.has_joined:
+            self._membership.join()
+            self._swept = -float("inf")  # the worker's next tick says that we are here, and does not wait for its second
         self.worker.start()
-        self.worker.wake()  # it says that we are here
+        self.worker.wake()
 
     def leave(self) -> None:
         """Be listed no more: this process ends."""

@@ -46,10 +46,41 @@ def test_the_ledger_for_people(agentguard, store):
 
 def test_a_subject_and_an_agent_filter(agentguard_json, store):
     _, by_subject = agentguard_json("budgets", "--store", store, "--subject", "session:s-1")
-    _, by_agent = agentguard_json("budgets", "--store", store, "--agent", "nobody")
+    _, as_printed = agentguard_json("budgets", "--store", store, "--subject", "session:s-1 of agent:bot")
+    _, by_agent = agentguard_json("budgets", "--store", store, "--agent", "other")
 
     assert {limit["subject"] for limit in by_subject["limits"]} == {"session:s-1@agent:bot"}
+    assert as_printed == by_subject
     assert by_agent["limits"] == []
+
+
+@pytest.mark.parametrize("command", [("budgets", "--agent", "bott"), ("budgets", "explain", "bott")])
+def test_an_agent_that_nobody_knows_is_wrong_usage(agentguard, store, command):
+    done = agentguard(*command, "--store", store)
+
+    assert done.exit_code == 2
+    assert "no agent 'bott' in agentguard.yaml or among the running processes; did you mean 'bot'?" in " ".join(
+        done.stderr.split()
+    )
+
+
+def test_an_agent_that_is_in_the_ledger_alone_is_known(agentguard_json, store, policy):
+    policy.write_text(policy.read_text().replace("name: bot", "name: bot2"))
+
+    code, document = agentguard_json("budgets", "--store", store, "--agent", "bot")
+
+    assert code == 0
+    assert document["limits"]
+
+
+def test_an_empty_list_says_what_is_true(agentguard, store):
+    none_exhausted = agentguard("budgets", "--store", store, "--exhausted").stdout
+    none_of_agent = agentguard("budgets", "--store", store, "--agent", "other").stdout
+    none_of_subject = agentguard("budgets", "--store", store, "--subject", "session:9").stdout
+
+    assert none_exhausted == "Nothing is exhausted: each of 3 limits has something left.\n"
+    assert none_of_agent.startswith("No limits of 'other': ")
+    assert none_of_subject.startswith("No limits of 'session:9': ")
 
 
 def test_an_exhausted_limit_is_a_finding_when_asked_for(agentguard_json, policy, folder):
@@ -94,3 +125,13 @@ def test_a_store_that_cannot_be_reached_is_exit_code_3(agentguard_json, folder):
 
     assert code == 3
     assert document["error"]["type"] == "StoreUnavailable"
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:abc", "redis://:pa/ss@127.0.0.1:6379/0", "redis://[::1"])
+def test_a_store_that_cannot_be_read_is_said_without_its_password(agentguard, url):
+    done = agentguard("budgets", "--store", url)
+
+    assert done.exit_code == 1
+    assert done.stderr.startswith("PolicyError: ")
+    assert "'pa'" not in done.stderr
+    assert ":pa" not in done.stderr

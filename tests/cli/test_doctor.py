@@ -273,3 +273,12 @@ def test_without_a_guarded_program_it_says_how_to_look_at_another(agentguard_jso
     _, document = agentguard_json("doctor", "--no-canary")
 
     assert "--pid" in held(document)[0]["text"]
+
+
+def test_the_problems_of_a_policy_stand_in_one_line(agentguard, policy):
+    policy.write_text("mode: enforced\ntoolz: 1\nagents: [{name: a}]\n")
+
+    text = agentguard("doctor", "--no-canary").stdout
+
+    assert "agentguard.yaml has 2 problems; agentguard.yaml:1:1  mode   expected" in text
+    assert "\N{REPLACEMENT CHARACTER}" not in text

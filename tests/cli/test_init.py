@@ -53,3 +53,10 @@ def test_json_says_what_was_written(agentguard_json):
     assert code == 0
     assert document["agent"] == "bot"
     assert document["code"] == ["import agentguard", "agentguard.instrument()"]
+
+
+def test_a_folder_that_is_not_there_is_wrong_usage(agentguard, folder):
+    done = agentguard("init", "--output", "sub/x.yaml")
+
+    assert done.exit_code == 2
+    assert "make the folder 'sub' first" in done.stderr

@@ -8,6 +8,7 @@ import pytest
 
 from agentguard.audit import read_events
 from agentguard.cli._sources import events_directory
+from agentguard.context import session
 from agentguard.core.call import HTTPCall, ToolCall
 from agentguard.errors import AgentIsolated
 from agentguard.guard import Guard
@@ -115,6 +116,45 @@ def test_a_name_that_nobody_has_is_wrong_usage_and_isolates_nobody(agentguard, g
     assert guard.store.isolations() == []
 
 
+def test_a_name_that_nobody_has_is_not_told_to_go_on(agentguard, guard, url):
+    agentguard("isolate", "bot", "--store", url)
+
+    done = agentguard("restore", "bott", "--store", url)
+
+    assert done.exit_code == 2
+    assert "did you mean 'bot'?" in done.stderr
+    assert recorded("subject_restored") == []
+
+
+def test_restoring_what_is_not_isolated_says_so_and_says_what_is(agentguard, agentguard_json, guard, url):
+    agentguard("isolate", "session:42", "--store", url)
+
+    done = agentguard("restore", "session:43", "--store", url)
+    _, document = agentguard_json("restore", "bot", "--store", url)
+
+    assert done.stdout == "session:43 is not isolated, so nothing was changed; isolated or on probation: session:42.\n"
+    assert (document["isolated"], document["changed"]) == (False, False)
+    assert recorded("subject_restored") == []
+
+
+def test_an_agent_that_has_left_the_policy_can_be_restored(agentguard, agentguard_json, guard, url):
+    guard.isolate("agent:gone", by="ada", why="drill")
+
+    code, document = agentguard_json("restore", "gone", "--store", url)
+
+    assert (code, document["changed"]) == (0, True)
+
+
+@pytest.mark.parametrize("command", ["isolate", "restore"])
+@pytest.mark.parametrize("subject", ["session:", "agent:", "user: ", ""])
+def test_a_subject_without_a_name_is_wrong_usage(agentguard, guard, url, command, subject):
+    done = agentguard(command, subject, "--store", url)
+
+    assert done.exit_code == 2
+    assert "names nobody" in done.stderr
+    assert guard.store.isolations() == []
+
+
 def test_an_isolation_survives_that_every_process_ends(agentguard, policy, guard, url):
     agentguard("isolate", "bot", "--store", url)
     guard.close()
@@ -179,6 +219,18 @@ def test_a_correction_changes_what_was_counted_never_below_nothing_and_is_record
     assert (code, charged["spent"], charged["amount"]) == (0, 1_500_000_000, 1_500_000_000)
     assert (credited["spent"], credited["amount"]) == (0, -1_500_000_000)
     assert [record["amount"] for record in recorded("budget_adjusted")] == [1_500_000_000, -1_500_000_000]
+
+
+def test_a_subject_is_corrected_as_budgets_prints_it(agentguard, agentguard_json, guard, url):
+    with session("s-1", user="ada@example.com"):
+        guard.begin(CALL).settle()
+    printed = agentguard("budgets", "--store", url).stdout
+    assert "session:s-1 of agent:bot" in printed
+
+    _, by_text = agentguard_json("budgets", "adjust", "session:s-1 of agent:bot", "--charge", "7 tokens", "--store", url)
+    _, by_key = agentguard_json("budgets", "adjust", "session:s-1@agent:bot", "--charge", "7 tokens", "--store", url)
+
+    assert (by_text["spent"], by_key["spent"]) == (7, 14)
 
 
 def test_calls_are_corrected_too(agentguard_json, guard, url):

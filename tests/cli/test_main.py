@@ -90,3 +90,20 @@ def commands(group=main, prefix=""):
             yield from commands(command, f"{prefix}{name} ")
         elif name != "demo":
             yield f"{prefix}{name}", command
+
+
+def test_the_package_is_the_command_line_too():
+    done = subprocess.run([sys.executable, "-m", "agentguard", "--version"], capture_output=True, text=True, check=True)
+
+    assert done.stdout.startswith("agentguard ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run", "isolate", "policy explain", "policy learn", "policy allow", "policy replay", "budgets adjust"],
+)
+def test_examples_stand_in_lines_of_their_own(agentguard, command):
+    lines = agentguard(*command.split(), "--help").stdout.splitlines()
+
+    assert not [line for line in lines if "\\b" in line]
+    assert [line for line in lines if line.startswith(f"      agentguard {command} ")]

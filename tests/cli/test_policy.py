@@ -247,3 +247,22 @@ def test_the_schema_is_json_schema(agentguard_json):
 
     assert code == 0
     assert "$defs" in document
+
+
+def test_that_nothing_is_refused_is_a_note_and_no_finding(agentguard_json, policy):
+    policy.write_text(policy.read_text().replace("mode: enforce", "mode: report"))
+
+    code, document = agentguard_json("policy", "check", "--strict")
+
+    assert (code, document["ok"]) == (0, True)
+    assert "mode is report: refusals are recorded, and nothing is refused" in document["notes"]
+
+
+@pytest.mark.parametrize(
+    "command", [("policy", "explain", "https://paste.evil.example", "--agent", "bot"), ("budgets",), ("doctor", "--no-canary")]
+)
+def test_what_is_piped_has_no_spaces_at_the_ends_of_lines(agentguard, policy, command):
+    lines = agentguard(*command).stdout.splitlines()
+
+    assert len(lines) > 3
+    assert [line for line in lines if line != line.rstrip()] == []

@@ -61,7 +61,7 @@ def test_the_guard_refuses_in_a_script_that_knows_nothing_of_it(shell, script, p
 
         assert provider.requests == []
     assert done.returncode == 1
-    assert "EgressDenied: agent 'bot' may not reach '127.0.0.1'" in done.stderr
+    assert "EgressDenied: agent 'bot' may not reach '127.0.0.1:" in done.stderr
 
 
 def test_report_mode_by_option_refuses_nothing(shell, script, policy):

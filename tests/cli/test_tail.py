@@ -17,7 +17,16 @@ from agentguard.cli import _line
 from agentguard.core.call import HTTPCall, LLMCall, Target, Usage
 from agentguard.core.caller import Caller
 from agentguard.core.decision import Facts, Reason, deny
-from agentguard.events import Attempt, CallAdmitted, CallDenied, CallSettled, Event, SeamChanged
+from agentguard.events import (
+    Attempt,
+    BudgetAdjusted,
+    CallAdmitted,
+    CallDenied,
+    CallSettled,
+    Event,
+    PolicyLoaded,
+    SeamChanged,
+)
 from agentguard.policy.model import Rule
 
 BOT = Caller(agents=("bot",), session="s-1")
@@ -74,6 +83,25 @@ def test_a_line_says_who_what_and_what_came_of_it(agentguard, events):
 )
 def test_filters(agentguard, events, args, count):
     assert len(agentguard("tail", *args).stdout.splitlines()) == count
+
+
+def test_money_is_said_as_money(agentguard):
+    spent = deny(Reason.BUDGET, Rule("budgets[0]"), "no", "", Facts(2_000_000, 1_602_000, 0, 803_250, unit="usd"))
+    write(
+        CallDenied(time.time(), "1", CHAT, BOT, spent, True),
+        BudgetAdjusted(time.time(), "agent:bot|usd|day|all", -1_500_000_000, 0, "ops", "refunded"),
+    )
+
+    denied, adjusted = agentguard("tail").stdout.splitlines()
+
+    assert denied.endswith("asked $0.00080; spent $0.0016, held $0.00 of $0.002")
+    assert adjusted.endswith("agent:bot usd day all by -$1.50, now $0.00 spent, by ops: refunded")
+
+
+def test_the_problems_of_a_policy_stand_in_one_line(agentguard):
+    write(PolicyLoaded(time.time(), "a.yaml", "", "enforce", (), "a.yaml has 1 problem\n  a.yaml:1:1  toolz   unknown key"))
+
+    assert agentguard("tail").stdout.endswith("a.yaml has 1 problem; a.yaml:1:1  toolz   unknown key\n")
 
 
 def test_json_is_one_record_a_line(agentguard, events):
@@ -137,12 +165,10 @@ def test_following_goes_on_until_ctrl_c(folder, ctrl_c):
 def _every_kind():
     from agentguard.core.limits import Crossed
     from agentguard.events import (
-        BudgetAdjusted,
         BudgetThresholdCrossed,
         ChildStarted,
         EstimateBreached,
         GuardDisabled,
-        PolicyLoaded,
         ScopeEnded,
         SubjectIsolated,
         ToolProposed,

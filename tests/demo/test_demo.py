@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -78,8 +79,9 @@ def test_the_screen_fits_and_is_plain_text_where_no_terminal_is(demo, columns, m
 def test_a_refusal_is_shown_as_it_is_raised(demo):
     ran = demo("--act", "exfiltrate", columns=120)
 
-    assert (
-        "agent 'support-bot' may not reach 'paste.evil.test': not in external_calls.allowed_domains (policy.yaml:" in ran.stdout
+    assert re.search(
+        r"agent 'support-bot' may not reach 'paste\.evil\.test:\d+': not in external_calls\.allowed_domains \(policy\.yaml:",
+        ran.stdout,
     )
     assert ran.stdout.count(" deny ") == len(ways_out())
 
@@ -125,6 +127,17 @@ def test_otlp_sends_traces_and_not_the_secret(demo):
     assert "agentguard.decision=deny" in ran.stdout
     assert any(b"agentguard.decision" in request.body for request in exported)
     assert not any(b"DEMO-7f3a9c" in request.body for request in collector.requests)
+
+
+def test_traces_that_nobody_takes_are_not_said_to_be_sent(demo):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        ran = demo("--act", "exfiltrate", "--otlp", url)
+
+    assert ran.returncode == 1
+    assert f"Traces could NOT be sent to {url}: Connection refused." in ran.stdout
+    assert "were sent" not in ran.stdout
 
 
 def test_the_control_has_nothing_to_send(demo):

@@ -265,6 +265,8 @@ def _add_decision(entry: Record, decision: Decision) -> None:
     facts = decision.facts
     if facts.limit:
         entry |= {"limit": facts.limit, "spent": facts.spent, "held": facts.held, "requested": facts.requested}
+    if facts.unit:
+        entry["unit"] = str(facts.unit)
     if facts.resets_at is not None:
         entry["resets_us"] = _micros(facts.resets_at)
     if facts.waited:

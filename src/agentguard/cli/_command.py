@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
@@ -31,6 +32,12 @@ class Exit(IntEnum):
 
 class Command(click.Command):
     """A command that returns its exit code, and tells the product's own errors plainly."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.help is not None:
+            # Below a backspace click leaves lines as they are; a docstring that has one in clear is raw, and spells it.
+            self.help = self.help.replace("\\b\n", "\b\n")
 
     def invoke(self, ctx: click.Context) -> None:
         try:
@@ -94,14 +101,35 @@ def console(*, is_stderr: bool = False) -> Console:
     from rich.console import Console
 
     made = Console(stderr=is_stderr, highlight=False, markup=False, emoji=False)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
-        made.width = PIPE_WIDTH
+    if not made.is_terminal:
+        made.file = cast("IO[str]", _Trimmed(made.file))
+        if "COLUMNS" not in os.environ:
+            made.width = PIPE_WIDTH
     return made
+
+
+class _Trimmed:
+    """A file that is given no spaces at the ends of lines: rich fills up its tables with them."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        """Write whole lines; rich writes what it prints at once."""
+        return self._file.write(re.sub(r" +(?=\n)", "", text))
 
 
 def clean(text: str) -> str:
     """Text from outside, safe for a terminal: a name must not move the cursor or set the title."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def one_line(text: str) -> str:
+    """Text of ours that may have several lines, such as an error that names each problem, as one."""
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def version() -> str:

@@ -50,6 +50,42 @@ def open_fleet(policy_path: str | None, store_url: str | None) -> tuple[Store, P
     return open_ledger(store_url, policy), policy
 
 
+def split_subject(subject: str) -> tuple[str, str]:
+    """A subject of the ledger, and whose limit it counts against where that is another: `session:42`, `agent:bot`."""
+    name, _, owner = subject.rpartition("@")  # the last one: a user's id may be an address of mail
+    return (name, owner) if name and (owner == "fleet" or owner.startswith("agent:")) else (subject, "")
+
+
+def subject_text(subject: str) -> str:
+    """A subject of the ledger, as people are shown it: `session:42 of agent:bot`."""
+    name, owner = split_subject(subject)
+    return f"{name} of {owner}" if owner else name
+
+
+def check_agent(name: str, policy: Policy | None, store: Store, *subjects: str) -> None:
+    """Refuse the name of an agent that nobody has: one that is spelled wrongly means nobody, and looks as if it did.
+
+    Args:
+        name: The agent's name, as the operator wrote it.
+        policy: The policy that is found here, if one is.
+        store: Its processes are asked.
+        subjects: Further subjects that are known, such as those of the ledger.
+    """
+    listed = {agent.name for agent in policy.agents} if policy is not None else set()
+    running = {member.agent for member in store.members()}
+    told = {word.removeprefix("agent:") for subject in subjects for word in split_subject(subject) if word.startswith("agent:")}
+    known = (listed | running | told) - {""}
+    if name in known:
+        return
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known)) or 'none'}"
+    where = f"in {policy.path} or among the running processes" if policy is not None else "among the running processes"
+    message = f"no agent {name!r} {where}; {hint}"
+    raise click.UsageError(message)
+
+
 def record(event: Event) -> None:
     """Write down what was done, where the guarded processes of this user write their events."""
     from agentguard.audit.record import EventLog

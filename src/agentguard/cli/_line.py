@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from agentguard.cli._command import clean
+from agentguard.cli._command import clean, one_line
 from agentguard.core.wording import usd_text
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _ended(record: Record) -> _Said:
 def _policy(record: Record) -> _Said:
     where = record.get("path") or "(no file)"
     problem = record.get("problem")
-    return _Said("policy", "red" if problem else None, problem or f"{where}, mode {record.get('mode')}, in force")
+    return _Said("policy", "red" if problem else None, one_line(problem or "") or f"{where}, mode {record.get('mode')}, in force")
 
 
 def _seam(record: Record) -> _Said:
@@ -117,10 +117,11 @@ def _isolated(record: Record) -> _Said:
 
 
 def _adjusted(record: Record) -> _Said:
-    row = str(record.get("row")).replace("|", " ")
-    return _Said(
-        "adjust", "yellow", f"{row} by {record.get('amount', 0):+,}, now {record.get('spent', 0):,} spent, {_by(record)}"
-    )
+    row = str(record.get("row"))
+    unit = next((word for word in row.split("|")[1:] if word == "usd"), "")
+    amount, spent = record.get("amount", 0), _amount(record.get("spent", 0), unit)
+    by = f"{'+' if amount >= 0 else ''}{_amount(amount, unit)}"
+    return _Said("adjust", "yellow", f"{row.replace('|', ' ')} by {by}, now {spent} spent, {_by(record)}")
 
 
 def _by(record: Record) -> str:
@@ -191,7 +192,11 @@ def _numbers(record: Record) -> str:
     if "limit" not in record:
         return ""
     amounts = (record.get("requested", 0), record.get("spent", 0), record.get("held", 0), record["limit"])
-    return "  asked {:,}; spent {:,}, held {:,} of {:,}".format(*amounts)
+    return "  asked {}; spent {}, held {} of {}".format(*(_amount(amount, record.get("unit", "")) for amount in amounts))
+
+
+def _amount(amount: int, unit: str) -> str:
+    return usd_text(amount) if unit == "usd" else f"{amount:,}"
 
 
 def _seconds(record: Record) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from agentguard.cli._command import Command, Exit, clean, console, json_option, policy_option, print_json, store_option
-from agentguard.cli._sources import find_policy_file, load_policy, open_ledger
+from agentguard.cli._fleet import check_agent, open_fleet, split_subject, subject_text
 from agentguard.cli.agents import standing_as_json, standing_text
 from agentguard.cli.budgets_ledger import adjust, explain
 
@@ -65,21 +65,21 @@ def budgets(
         return Exit.OK
     from agentguard.fleet import standings
 
-    path = find_policy_file(policy_path)
-    policy = None if path is None else load_policy(path)
-    store = open_ledger(store_url, policy)
+    store, policy = open_fleet(policy_path, store_url)
     try:
         counted, standing = store.rows(), standings(store.isolations(), time.time())
+        if agent is not None:
+            check_agent(agent, policy, store, *(row.subject for row, _ in counted))
     finally:
         store.close()
-    lines = sorted(_lines(counted, policy), key=_order)
-    lines = [line for line in lines if _is_wanted(line, agent, subject) and (not exhausted or not line.left)]
+    among = [line for line in sorted(_lines(counted, policy), key=_order) if _is_wanted(line, agent, subject)]
+    lines = [line for line in among if not exhausted or not line.left]
     if as_json:
         shown = [_as_json(line) for line in lines]
         isolated = [standing_as_json(one) for one in standing]
         print_json({"ok": not (exhausted and lines), "limits": shown, "isolated": isolated})
     else:
-        _print(lines, standing)
+        _print(lines, standing, _nothing(among, agent, subject))
     return Exit.FINDING if exhausted and lines else Exit.OK
 
 
@@ -122,10 +122,10 @@ def _order(line: _Line) -> tuple[int, str, str]:
 
 
 def _is_wanted(line: _Line, agent: str | None, subject: str | None) -> bool:
-    name, _, owner = line.subject.partition("@")
+    name, owner = split_subject(line.subject)
     if agent is not None and f"agent:{agent}" not in {name, owner}:
         return False
-    return subject is None or subject in {name, line.subject}
+    return subject is None or subject in {name, line.subject, subject_text(line.subject)}
 
 
 def _as_json(line: _Line) -> dict[str, Any]:
@@ -146,7 +146,18 @@ def _as_json(line: _Line) -> dict[str, Any]:
     }
 
 
-def _print(lines: Sequence[_Line], standing: Sequence[Standing]) -> None:
+def _nothing(among: Sequence[_Line], agent: str | None, subject: str | None) -> str:
+    """What to say when no line is left to show."""
+    if among:
+        said = "its one limit" if len(among) == 1 else f"each of {len(among)} limits"
+        return f"Nothing is exhausted: {said} has something left."
+    if agent is None and subject is None:
+        return "No limits here: the policy writes none, or nothing was counted yet."
+    whose = " and ".join(clean(repr(one)) for one in (agent, subject) if one is not None)
+    return f"No limits of {whose}: the policy writes none, or nothing was counted yet. `agentguard budgets` lists all."
+
+
+def _print(lines: Sequence[_Line], standing: Sequence[Standing], nothing: str) -> None:
     from itertools import groupby
 
     from rich.table import Table
@@ -156,7 +167,7 @@ def _print(lines: Sequence[_Line], standing: Sequence[Standing]) -> None:
     for one in standing:
         out.print(Text(standing_text(one, time.time()), style="yellow" if one.mode == "probation" else "bold red"))
     if not lines:
-        out.print("No limits here: the policy writes none, or nothing was counted yet.")
+        out.print(Text(nothing))
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("LIMIT", overflow="fold", min_width=_LIMIT_WIDTH)
@@ -165,7 +176,7 @@ def _print(lines: Sequence[_Line], standing: Sequence[Standing]) -> None:
     table.add_column("RESETS", no_wrap=True)
     now = time.time()
     for subject, of_subject in groupby(lines, lambda line: line.subject):
-        table.add_row(Text(clean(subject.replace("@", " of ")), style="bold"))
+        table.add_row(Text(clean(subject_text(subject)), style="bold"))
         for line in of_subject:
             style = "red" if not line.left else "yellow" if line.left * 5 < line.limit.amount else ""
             amounts = [_amount(amount, line.limit) for amount in (line.spent, line.held, line.left)]

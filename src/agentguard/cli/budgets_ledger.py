@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from agentguard.cli._command import Command, Exit, clean, console, json_option, policy_option, print_json, store_option
-from agentguard.cli._fleet import by_option, new_id, open_fleet, operator, record, why_option
+from agentguard.cli._fleet import (
+    by_option,
+    check_agent,
+    new_id,
+    open_fleet,
+    operator,
+    record,
+    split_subject,
+    subject_text,
+    why_option,
+)
 from agentguard.cli.agents import standing_as_json, standing_text
 from agentguard.cli.reservations import holder_text
 
@@ -57,6 +67,7 @@ def explain(agent: str, policy_path: str | None, store_url: str | None, as_json:
     store, policy = open_fleet(policy_path, store_url)
     now = time.time()
     try:
+        check_agent(agent, policy, store, *(row.subject for row, _ in store.rows()))
         limits = _explained(agent, policy, store)
         members = {member.holder: member for member in store.members()}
         standing = [one for one in standings(store.isolations(), now) if one.subject in {f"agent:{agent}", "fleet"}]
@@ -74,7 +85,7 @@ def explain(agent: str, policy_path: str | None, store_url: str | None, as_json:
 
 @click.command(cls=Command)
 @click.argument("subject")
-@click.option("--credit", metavar="AMOUNT", help='Count less as spent: "$1.50", "5000 tokens", "10 calls".')
+@click.option("--credit", metavar="AMOUNT", help="Count less as spent: '$1.50', '5000 tokens', '10 calls'.")
 @click.option("--charge", metavar="AMOUNT", help="Count more as spent.")
 @click.option("--every", metavar="WINDOW", help="Which limit, where several are in this unit: minute, hour, day, month, life.")
 @why_option
@@ -96,19 +107,18 @@ def adjust(
     r"""Correct what a limit of SUBJECT has counted in its current window. The limit itself is the policy's to change.
 
     \b
-        agentguard budgets adjust researcher --credit $1.50 --why "refunded by the provider"
+        agentguard budgets adjust researcher --credit '$1.50' --why "refunded by the provider"
         agentguard budgets adjust fleet --charge "20000 tokens" --every day --why "a batch job outside"
 
     It is written to the event log. What was counted never falls below nothing.
     """
-    from agentguard.core.isolation import subject_of
     from agentguard.core.wording import amount_text
     from agentguard.fleet import adjust as adjusting
 
     unit, amount = _asked(credit, charge)
     store, _ = open_fleet(policy_path, store_url)
     try:
-        row = _row_of(store, subject if "@" in subject else subject_of(subject), unit, every)
+        row = _row_of(store, subject, unit, every)
         try:
             done = adjusting(store, row, amount, by=operator(by), why=why, now=time.time(), id=new_id())
         except ValueError as error:
@@ -139,9 +149,10 @@ def _asked(credit: str | None, charge: str | None) -> tuple[str, int]:
     return str(read.unit), -read.amount if credit else read.amount
 
 
-def _row_of(store: Store, subject: str, unit: str, every: str | None) -> LimitRow:
-    """The one row that is meant."""
+def _row_of(store: Store, asked: str, unit: str, every: str | None) -> LimitRow:
+    """The one row that is meant, by its subject as `budgets` prints it, as JSON has it, or by an agent's name."""
     rows = [row for row, _ in store.rows()]
+    subject = _subject_among([row.subject for row in rows], asked)
     of_subject = [row for row in rows if row.subject == subject]
     found = [row for row in of_subject if row.limit.unit == unit and every in {None, str(row.limit.window)}]
     if len(found) == 1:
@@ -155,6 +166,15 @@ def _row_of(store: Store, subject: str, unit: str, every: str | None) -> LimitRo
             f"{subject!r} has several limits in {unit}: name one with --every: {', '.join(_said(row.limit) for row in found)}"
         )
     raise click.UsageError(message)
+
+
+def _subject_among(subjects: Sequence[str], asked: str) -> str:
+    from agentguard.core.isolation import subject_of
+
+    if asked in subjects:
+        return asked
+    printed = next((subject for subject in subjects if asked in {subject_text(subject), clean(subject_text(subject))}), None)
+    return printed or (asked if "@" in asked else subject_of(asked))
 
 
 def _said(limit: Limit) -> str:
@@ -172,7 +192,7 @@ def _explained(agent: str, policy: Policy | None, store: Store) -> list[_Explain
 
 
 def _concerns(row: LimitRow, subjects: set[str], agent: str) -> bool:
-    name, _, owner = row.subject.partition("@")
+    name, owner = split_subject(row.subject)
     return name in subjects or owner in {f"agent:{agent}", "fleet"}
 
 
@@ -234,7 +254,7 @@ def _print(
         limit = one.row.limit
         style = "red" if not one.left else "yellow" if one.share_taken * 100 >= _TIGHT_PERCENT else ""
         amounts = [amount_text(amount, limit.unit) if amount else "-" for amount in (one.spent, one.held, one.left)]
-        named = f"{clean(one.row.subject.replace('@', ' of '))}  {_said(limit)}"
+        named = f"{clean(subject_text(one.row.subject))}  {_said(limit)}"
         table.add_row(named, *amounts, resets_text(limit, one.resets_at, now), clean(limit.rule.place), style=style)
         for holder, amount in one.holders.items():
             held = amount_text(amount, limit.unit)

@@ -27,7 +27,7 @@ def demo(fast: bool, no_guard: bool, otlp: str | None, act: str | None, as_json:
     """Show a guarded agent on bundled fakes: no key, no internet, no Docker.
 
     The published openai and anthropic clients talk to a provider on loopback, and an attacker's server really listens.
-    Exit code 0 only if everything that is claimed is measured.
+    Exit code 0 only if everything that is claimed is measured, and with --otlp the traces have arrived.
     """
     from agentguard.demo.program import run
 
@@ -36,7 +36,7 @@ def demo(fast: bool, no_guard: bool, otlp: str | None, act: str | None, as_json:
     report = run(_screen(as_json=as_json), guard=not no_guard, fast=fast, otlp=otlp, only=act)
     if as_json:
         print_json(_as_json(report))
-    return Exit.OK if report.ok else Exit.FINDING
+    return Exit.OK if report.ok and not report.unsent else Exit.FINDING
 
 
 def _screen(*, as_json: bool) -> Screen:
@@ -56,9 +56,10 @@ def _as_json(report: Report) -> dict[str, Any]:
         for fact in measured
     ]
     return {
-        "ok": report.ok,
+        "ok": report.ok and not report.unsent,
         "mode": "guard" if report.is_guarded else "control",
         "verdict": report.verdict,
         "seconds": round(report.seconds, 2),
         "facts": facts,
+        "unsent": report.unsent or None,
     }

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agentguard.cli._checks import CHECKS, Place
-from agentguard.cli._command import Command, Exit, clean, console, json_option, policy_option, print_json, store_option, version
+from agentguard.cli._command import (
+    Command,
+    Exit,
+    clean,
+    console,
+    json_option,
+    one_line,
+    policy_option,
+    print_json,
+    store_option,
+    version,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -90,9 +101,9 @@ def _print(report: _Report) -> None:
         table.add_column(overflow="fold")
         for line in lines:
             mark, style = _MARKS[line.mark]
-            said = _text(line.text)
+            said = _text(one_line(line.text))
             if line.remedy:
-                said.append(f"\n{clean(line.remedy)}", "dim" if line.mark != "finding" else "")
+                said.append(f"\n{clean(one_line(line.remedy))}", "dim" if line.mark != "finding" else "")
             table.add_row(_text(mark, style), said)
         out.print(Padding(table, (0, 0, 0, 2)))
     out.print()

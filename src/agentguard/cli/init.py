@@ -59,6 +59,10 @@ def init(agent: str | None, path: Path, force: bool, as_json: bool) -> int:
             file.write(text)
     except FileExistsError:
         return _told_that_it_exists(path, as_json=as_json)
+    except OSError as error:
+        hint = f"; make the folder {str(path.parent)!r} first" if isinstance(error, FileNotFoundError) else ""
+        message = f"{path} cannot be written: {error.strerror or error}{hint}"
+        raise click.BadParameter(message, param_hint="--output") from None
     if as_json:
         print_json({"ok": True, "path": str(path), "agent": agent, "providers": providers, "code": list(_CODE)})
         return Exit.OK

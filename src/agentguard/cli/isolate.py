@@ -9,14 +9,22 @@ import click
 
 from agentguard.cli._ago import Ago
 from agentguard.cli._command import Command, Exit, clean, json_option, policy_option, print_json, store_option
-from agentguard.cli._fleet import by_option, member_as_json, member_text, open_fleet, operator, record, why_option
+from agentguard.cli._fleet import (
+    by_option,
+    check_agent,
+    member_as_json,
+    member_text,
+    open_fleet,
+    operator,
+    record,
+    why_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agentguard.events import SubjectIsolated
     from agentguard.fleet import Confirmation
-    from agentguard.policy import Policy
     from agentguard.stores.base import Store
 
 _WAIT_SECONDS = 2.0
@@ -60,13 +68,14 @@ def isolate(
 
     It stays so until `agentguard restore`, whatever restarts. Exit code 4 when a process has not confirmed.
     """
-    from agentguard.core.isolation import IsolationMode, subject_of
+    from agentguard.core.isolation import IsolationMode
     from agentguard.fleet import isolate as isolating
 
+    subject = _subject(agent)
     store, policy = open_fleet(policy_path, store_url)
     try:
-        subject = subject_of(agent)
-        _check_known(subject, policy, store)
+        if policy is not None and subject.startswith("agent:"):
+            check_agent(subject.removeprefix("agent:"), policy, store)
         began = time.perf_counter()
         done = isolating(store, subject, IsolationMode(mode), by=operator(by), why=why, now=time.time())
         return _tell(store, done, began, seconds, as_json=as_json)
@@ -88,15 +97,22 @@ def restore(
     as_json: bool,
 ) -> int:
     """Let AGENT go on, in every process. Streams that were closed stay closed."""
-    from agentguard.core.isolation import subject_of
     from agentguard.fleet import restore as restoring
+    from agentguard.fleet import standings
 
-    subject = subject_of(agent)
+    subject = _subject(agent)
     if probation and not subject.startswith("agent:"):
         message = "--probation halves the limits of an agent; the fleet, sessions, users and keys have none of their own"
         raise click.UsageError(message)
-    store, _ = open_fleet(policy_path, store_url)
+    store, policy = open_fleet(policy_path, store_url)
     try:
+        stopped = {one.subject for one in standings(store.isolations(), time.time())}
+        if subject not in stopped:
+            # Whoever spells a name wrongly leaves the agent that is meant stopped, and would believe that it goes on.
+            if policy is not None and subject.startswith("agent:"):
+                check_agent(subject.removeprefix("agent:"), policy, store, *stopped)
+            if not probation:
+                return _tell_not_isolated(store, subject, sorted(stopped), by, why, as_json=as_json)
         began = time.perf_counter()
         done = restoring(store, subject, by=operator(by), why=why, now=time.time(), probation=probation or 0.0)
         return _tell(store, done, began, seconds, as_json=as_json)
@@ -104,19 +120,29 @@ def restore(
         store.close()
 
 
-def _check_known(subject: str, policy: Policy | None, store: Store) -> None:
-    """A name that is spelled wrongly would stop nobody, and look as if it did."""
-    kind, _, name = subject.partition(":")
-    if kind != "agent" or policy is None:
-        return
-    known = {agent.name for agent in policy.agents} | {member.agent for member in store.members()} - {""}
-    if name not in known:
-        from difflib import get_close_matches
+def _subject(agent: str) -> str:
+    """The subject that is meant. One without a name is nobody, and would look as if it were somebody."""
+    from agentguard.core.isolation import subject_of
 
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known)) or 'none'}"
-        message = f"no agent {name!r} in {policy.path} or among the running processes; {hint}"
+    subject = subject_of(agent)
+    kind, _, name = subject.partition(":")
+    if kind != "fleet" and not name.strip():
+        message = f"{agent!r} names nobody; expected an agent's name, agent:NAME, session:ID, user:ID, key:NAME or fleet"
         raise click.UsageError(message)
+    return subject
+
+
+def _tell_not_isolated(store: Store, subject: str, stopped: list[str], by: str | None, why: str, *, as_json: bool) -> int:
+    if as_json:
+        from agentguard.events import SubjectIsolated
+        from agentguard.fleet import Confirmation
+
+        nothing = SubjectIsolated(time.time(), subject, False, operator(by), why, store.epoch())
+        print_json(_as_json(nothing, Confirmation((), (), ()), 0.0, is_done=True) | {"changed": False})
+        return Exit.OK
+    others = f"isolated or on probation: {', '.join(map(clean, stopped))}" if stopped else "nothing is isolated"
+    click.echo(f"{clean(subject)} is not isolated, so nothing was changed; {others}.")
+    return Exit.OK
 
 
 def _tell(store: Store, done: SubjectIsolated, began: float, seconds: float, *, as_json: bool) -> int:
@@ -138,6 +164,7 @@ def _as_json(done: SubjectIsolated, said: Confirmation, took: float, *, is_done:
         "ok": True,
         "subject": done.subject,
         "isolated": done.on,
+        "changed": True,
         "mode": done.mode if done.on else None,
         "probation_until": done.probation_until or None,
         "by": done.by,

@@ -50,7 +50,7 @@ def check(file: str | None, strict: bool, as_json: bool) -> int:
     checked = required_policy(file)
     notes = unenforced(checked)
     if as_json:
-        print_json({"ok": not (strict and notes), "policy": _summary(checked), "notes": list(notes)})
+        print_json({"ok": not (strict and notes), "policy": _summary(checked), "notes": [*_mode_notes(checked), *notes]})
     else:
         _print_check(checked, notes)
     return Exit.FINDING if strict and notes else Exit.OK
@@ -68,14 +68,18 @@ def _summary(checked: Policy) -> dict[str, Any]:
     }
 
 
+def _mode_notes(checked: Policy) -> list[str]:
+    return ["mode is report: refusals are recorded, and nothing is refused"] if checked.mode == "report" else []
+
+
 def _print_check(checked: Policy, notes: tuple[str, ...]) -> None:
     summary = _summary(checked)
     agents = ", ".join(summary["agents"]) or "none"
     click.echo(
         f"{click.style('ok', fg='green')}  {checked.path}  mode {checked.mode}, {summary['limits']} limits, agents: {agents}"
     )
-    if checked.mode == "report":
-        click.echo("    mode is report: refusals are recorded, and nothing is refused")
+    for note in _mode_notes(checked):
+        click.echo(f"    {note}")
     for note in notes:
         click.echo(f"{click.style('note', fg='yellow')}  {clean(note)}")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agentguard.cli._command import Command, Exit, clean, console, json_option, policy_option, print_json, store_option
-from agentguard.cli._fleet import open_fleet
+from agentguard.cli._fleet import open_fleet, split_subject, subject_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def reservations(agent: str | None, policy_path: str | None, store_url: str | No
 
 
 def _is_of(agent: str, row: LimitRow | None) -> bool:
-    return row is not None and f"agent:{agent}" in row.subject.split("@")
+    return row is not None and f"agent:{agent}" in split_subject(row.subject)
 
 
 def holder_text(holder: str, members: Mapping[str, Member]) -> str:
@@ -82,7 +82,7 @@ def _print(holds: Sequence[Hold], rows: Mapping[str, LimitRow], members: Mapping
         lead = [clean(hold.id), holder_text(hold.holder, members), _due(hold.deadline, now)]
         for charge in hold.charges:
             if (row := rows.get(charge.row)) is not None:
-                subject = clean(row.subject.replace("@", " of "))
+                subject = clean(subject_text(row.subject))
                 table.add_row(*lead, subject, amount_text(charge.amount, row.limit.unit))
                 lead = ["", "", ""]
     out.print(table)

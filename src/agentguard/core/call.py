@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+"""The port that a scheme means when a URL names none."""
 
 
 class Usage(NamedTuple):
@@ -45,7 +46,7 @@ class Target(NamedTuple):
     path: str
 
     def __str__(self) -> str:
-        standard = _DEFAULT_PORTS.get(self.scheme) == self.port
+        standard = DEFAULT_PORTS.get(self.scheme) == self.port
         return f"{self.scheme}://{self.host}{'' if standard else f':{self.port}'}{self.path}"
 
     @classmethod
@@ -60,7 +61,7 @@ class Target(NamedTuple):
             msg = f"{url!r} names no host"
             raise ValueError(msg)
         scheme = parts.scheme or "http"
-        return cls(scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(scheme, 0), parts.path or "/")
+        return cls(scheme, parts.hostname, parts.port or DEFAULT_PORTS.get(scheme, 0), parts.path or "/")
 
 
 class LLMCall(NamedTuple):

@@ -32,7 +32,8 @@ class Reason(StrEnum):
 class Facts(NamedTuple):
     """The numbers behind a refusal by a limit, in the limit's own unit.
 
-    `resets_at` is Unix time; `retry_after`, and `waited` before it was refused, are seconds.
+    `resets_at` is Unix time; `retry_after`, and `waited` before it was refused, are seconds. `unit` is the limit's, as the policy
+    has it: `usd` (counted in nano-USD), `tokens`, `calls` or `concurrent_calls`.
     """
 
     limit: int = 0
@@ -42,6 +43,7 @@ class Facts(NamedTuple):
     resets_at: float | None = None
     retry_after: float | None = None
     waited: float = 0.0
+    unit: str = ""
 
 
 NO_FACTS = Facts()

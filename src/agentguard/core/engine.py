@@ -334,7 +334,9 @@ def over_call_limit(limit: Limit, tokens: int, nanos: int, call: Call, caller: C
         f"{who(caller)} asked for {amount_text(asked, limit.unit)} for {call.name!r} "
         f"but a call may use {amount_text(limit.amount, limit.unit)} ({limit.rule.place or limit.rule.name})."
     )
-    return deny(Reason.BUDGET, limit.rule, sentence, "Ask for less, or raise the limit.", Facts(limit.amount, 0, 0, asked))
+    raised = repr(limit.text) if limit.text else "the limit"
+    facts = Facts(limit.amount, 0, 0, asked, unit=limit.unit)
+    return deny(Reason.BUDGET, limit.rule, sentence, f"Ask for less, or raise {raised}.", facts)
 
 
 def refusal_of(refused: Refused, call: Call, caller: Caller, rows: Sequence[LimitRow], *, is_cut: bool = False) -> Decision:
@@ -348,10 +350,10 @@ def refusal_of(refused: Refused, call: Call, caller: Caller, rows: Sequence[Limi
         )
         return deny(Reason.STORE, Rule("store"), sentence, "Try again: the limit has been registered anew.")
     limit = row.limit
-    facts = Facts(refused.amount, refused.spent, refused.held, refused.requested, refused.retry_at)
+    facts = Facts(refused.amount, refused.spent, refused.held, refused.requested, refused.retry_at, unit=limit.unit)
     reason = Reason.RATE if limit.is_rate else Reason.BUDGET
     sentence = (cut_sentence if is_cut else refusal_sentence)(refused, row, call, caller)
-    return deny(reason, limit.rule, sentence, _remedy(limit), facts)
+    return deny(reason, limit.rule, sentence, _remedy(limit, refused), facts)
 
 
 def _isolated(word: str, call: Call, *, is_cut: bool) -> Decision:
@@ -361,5 +363,11 @@ def _isolated(word: str, call: Call, *, is_cut: bool) -> Decision:
     return deny(Reason.ISOLATED, Rule("isolation"), sentence, f"An operator restores it with `agentguard restore {subject}`.")
 
 
-def _remedy(limit: Limit) -> str:
-    return f"Wait, ask for less, or raise {limit.text!r}." if limit.text else "Wait, ask for less, or raise the limit."
+def _remedy(limit: Limit, refused: Refused) -> str:
+    """What to do. Waiting helps where a window ends, or others may give back what they hold, and the request will fit then."""
+    steps = ["wait"] if refused.retry_at is not None or refused.kind is RefusalKind.CONTENDED else []
+    if limit.unit in AMOUNTS and refused.spent < refused.amount:  # a call is one call: there is no less of it
+        steps.append("ask for less")
+    raised = f"raise {limit.text!r}" if limit.text else "raise the limit"
+    said = ", ".join([*steps, f"or {raised}"]) if steps else raised
+    return f"{said[0].upper()}{said[1:]}."

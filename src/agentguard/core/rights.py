@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
-from agentguard.core.call import LLMCall, ToolCall
+from agentguard.core.call import DEFAULT_PORTS, LLMCall, ToolCall
 from agentguard.core.decision import Reason, deny
 from agentguard.core.isolation import llm_words
 from agentguard.core.limits import AMOUNTS, LimitRow
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from agentguard.policy.model import AgentPolicy, Limit, Policy, Resource
 
 _MAX_CACHED = 4096
+_SWITCHES = frozenset({"allow_private", "allow_metadata"})
 _PLACES = {Unit.TOKENS: 0, Unit.USD: 1, Unit.CALLS: 2, Unit.CONCURRENT_CALLS: 3}
 _UNKNOWN = "-"
 """The subject of callers that name no user: they share one, so that leaving identity out gains nothing."""
@@ -306,16 +307,27 @@ def _of(agent: AgentPolicy, caller: Caller) -> str:
 
 def _deny_host(agent: AgentPolicy, caller: Caller, target: Target, why: str, rule: Rule, *, is_llm: bool) -> Decision:
     place = f" ({rule.place})" if rule.place else ""
-    sentence = f"{who(caller)} may not reach {target.host!r}: {why}{_of(agent, caller)}{place}."
-    explain = f"run `agentguard policy explain {target.scheme}://{target.host}{target.path} --agent {agent.name}`"
-    if is_llm:
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    at = "" if target.port == DEFAULT_PORTS.get(target.scheme) else f":{target.port}"
+    reached = f"{host}{at}" if at else target.host
+    sentence = f"{who(caller)} may not reach {reached!r}: {why}{_of(agent, caller)}{place}."
+    explain = f"run `agentguard policy explain {target.scheme}://{host}{at}{target.path} --agent {agent.name}`"
+    if is_llm and rule.name.rpartition(".")[2] not in _SWITCHES:
         return deny(
             Reason.EGRESS,
             Rule("llm.providers", *_place(rule)),
             sentence,
             f"Name its provider under llm.providers of agent {agent.name!r}, or {explain}.",
         )
-    return deny(Reason.EGRESS, rule, sentence, f"Add the host there, or {explain}.")
+    return deny(Reason.EGRESS, rule, sentence, f"{what_opens(rule.name)}, or {explain}.")
+
+
+def what_opens(rule: str) -> str:
+    """What to write so that a host goes that a rule refuses, as the beginning of a sentence."""
+    key = rule.rpartition(".")[2]
+    if key in _SWITCHES:
+        return f"Write {key}: true under external_calls"  # the host may well be listed, and is refused all the same
+    return "Remove that entry" if key == "blocked_domains" else "Add the host there"
 
 
 def provider_hosts(agent: AgentPolicy) -> Iterator[HostPattern]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import agentguard
 from agentguard.demo.acts import ACTS
+from agentguard.demo.collector import complaints, why_unsent
 from agentguard.demo.stage import Stage, plain_environment
 from agentguard.demo.tape import Tape
 from agentguard.errors import AgentGuardError
@@ -45,13 +46,15 @@ class Report:
         facts: What was measured.
         by_act: The same, by the name of the act.
         seconds: How long it took.
-        otlp: Where traces went; None when they went nowhere.
+        otlp: Where traces were to go; None when nowhere.
+        unsent: Why they did not arrive there; empty when they did.
     """
 
     is_guarded: bool
     by_act: dict[str, list[Fact]]
     seconds: float
     otlp: str | None = None
+    unsent: str = ""
 
     @property
     def facts(self) -> list[Fact]:
@@ -83,6 +86,11 @@ class Report:
     @property
     def hints(self) -> list[str]:
         """What to do next."""
+        if self.otlp is not None and self.unsent:
+            return [
+                f"Traces could NOT be sent to {self.otlp}: {self.unsent}.",
+                "Start a collector there, such as Jaeger, and play again.",
+            ]
         if self.otlp is not None:
             return [
                 f"Traces were sent to {self.otlp} as service {SERVICE!r}.",
@@ -117,13 +125,16 @@ def run(screen: Screen, *, guard: bool = True, fast: bool = False, otlp: str | N
         undo.enter_context(plain_environment({"AGENTGUARD_STATE_DIR": state, **(_otlp_settings(otlp) if otlp else {})}))
         tape = Tape(screen.line)
         pace = 0.0 if fast else _PACE_SECONDS
+        heard = undo.enter_context(complaints())
         stage = undo.enter_context(Stage(tape, pace, Path(state), screen.end_of_scene, None if guard else screen.line))
         policy = demo_policy()
         screen.opening(_title(guard=guard), _notes(stage, policy if guard else None))
         if guard:
             undo.enter_context(agentguard.instrument(policy, store="memory://", observers=[tape]))
         by_act = {act.name: _play(act, number, stage, screen, is_guarded=guard) for number, act in enumerate(acts, 1)}
-    report = Report(is_guarded=guard, by_act=by_act, seconds=time.monotonic() - began, otlp=otlp if guard else None)
+    seconds = time.monotonic() - began
+    unsent = why_unsent(otlp, heard) if otlp and guard else ""
+    report = Report(is_guarded=guard, by_act=by_act, seconds=seconds, otlp=otlp if guard else None, unsent=unsent)
     screen.closing(report)
     return report
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agentguard.core.call import Target
+from agentguard.core.call import DEFAULT_PORTS, Target
 from agentguard.core.decision import Reason, deny
-from agentguard.core.rights import provider_hosts
+from agentguard.core.rights import provider_hosts, what_opens
 from agentguard.core.wording import who
 from agentguard.egress.unix_sockets import UNIX_SOCKETS, refuses_path
 from agentguard.policy.hosts import HostRules, Kind
@@ -28,7 +28,6 @@ ALLOW_UDP = "external_calls.allow_udp"
 EXTERNAL_CALLS = "external_calls"
 
 _MAX_PASSED = 4096
-_SWITCHES = frozenset({"allow_private", "allow_metadata"})
 
 
 class Reach:
@@ -110,7 +109,7 @@ class Reach:
         for agent, hosts in self._hosts:
             verdict = hosts.judge_ip(address, port, name)
             if not verdict.allowed:
-                return _denied(agent, caller, f"reach {name!r}", verdict, name)
+                return _denied(agent, caller, f"reach {f'{name}{_named_port(port)}'!r}", verdict, name, port)
         return self._rights.refuses_target(Target("tcp", name, port, "/"), caller)
 
     def _refuses_address(self, address: str, port: int, caller: Caller) -> Decision | None:
@@ -121,7 +120,7 @@ class Reach:
                     f"{verdict.why}, and no allowed name has resolved to it" if verdict.why.startswith("not in ") else verdict.why
                 )
                 shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-                return _denied(agent, caller, f"connect to {shown}", verdict._replace(why=why), address)
+                return _denied(agent, caller, f"connect to {shown}", verdict._replace(why=why), address, port)
         return self._rights.refuses_target(Target("tcp", address, port, "/"), caller)
 
     def refuses_datagrams(self, address: str, caller: Caller) -> Decision | None:
@@ -157,15 +156,19 @@ class Reach:
         return None
 
 
-def _denied(agent: AgentPolicy, caller: Caller, what: str, verdict: Verdict, host: str) -> Decision:
+def _denied(agent: AgentPolicy, caller: Caller, what: str, verdict: Verdict, host: str, port: int | None = None) -> Decision:
     rule = agent.external_calls.rule_of(verdict.rule)
     whose = "" if agent.name == caller.agent else f" of {agent.name!r}"
     sentence = f"{who(caller)} may not {what}: {verdict.why}{whose}{_at(rule.place)}."
     shown = f"[{host}]" if ":" in host else host
-    explain = f"run `agentguard policy explain https://{shown}/ --agent {agent.name}`"
-    key = verdict.rule.partition(".")[2]
-    todo = f"Write {key}: true there" if key in _SWITCHES else "Add the host there"
-    return deny(Reason.EGRESS, rule, sentence, f"{todo}, or {explain}.")
+    scheme = "http" if port == DEFAULT_PORTS["http"] else "https"
+    explain = f"run `agentguard policy explain {scheme}://{shown}{_named_port(port)}/ --agent {agent.name}`"
+    return deny(Reason.EGRESS, rule, sentence, f"{what_opens(verdict.rule)}, or {explain}.")
+
+
+def _named_port(port: int | None) -> str:
+    """`:8080`; nothing for a port that a URL does not name, and where none was asked for yet."""
+    return "" if port in {None, *DEFAULT_PORTS.values()} else f":{port}"
 
 
 def _needs(agent: AgentPolicy, sentence: str, name: str, remedy: str) -> Decision:

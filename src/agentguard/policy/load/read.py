@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from agentguard.errors import PolicyError, Problem
 from agentguard.policy.load import yaml12
 from agentguard.policy.load.build import build
 from agentguard.policy.load.check import cross_faults
-from agentguard.policy.load.shape import adapter, did_you_mean, found, known_keys
+from agentguard.policy.load.shape import adapter, did_you_mean, found, known_keys, nearest_word
 from agentguard.policy.load.yaml12 import MAX_DEPTH, Document, Fault, Key
 
 if TYPE_CHECKING:
@@ -200,7 +201,9 @@ def _message(detail: ErrorDetails, key: Key) -> str:
         case "extra_forbidden":
             return f"unknown key{did_you_mean(str(key[-1]), known_keys(key[:-1]))}"
         case "literal_error" | "enum":
-            return f"expected {context['expected']}, found {found(detail['input'])}"
+            said = f"expected {context['expected']}, found {found(detail['input'])}"
+            words = re.findall("'([^']*)'", context["expected"])
+            return said + nearest_word(detail["input"], words) if isinstance(detail["input"], str) else said
         case kind if kind in _EXPECTED:
             return f"expected {_EXPECTED[kind]}, found {found(detail['input'])}"
         case _:

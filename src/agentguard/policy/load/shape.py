@@ -84,7 +84,11 @@ def _rate(value: object) -> grammar.Amount:
 
 
 def _window(value: object) -> Window:
-    return grammar.read_window(_text(value, 'minute, hour, day, month or a rolling duration such as "90s"'))
+    text = _text(value, 'minute, hour, day, month or a rolling duration such as "90s"')
+    try:
+        return grammar.read_window(text)
+    except ValueError as error:
+        raise ValueError(f"{error}{nearest_word(text, grammar.CLOCK_WINDOWS)}") from None
 
 
 def _path(value: object) -> str:
@@ -148,10 +152,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     import difflib  # for a message only
 
     words = sorted(known)
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    by_lower = {name.lower(): name for name in words}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     if close:
-        return f"; did you mean {close[0]!r}?"
+        return f"; did you mean {by_lower[close[0]]!r}?"
     return f"; known: {', '.join(words)}" if 0 < len(words) <= 20 else ""
+
+
+def nearest_word(word: str, known: Iterable[str]) -> str:
+    """The end of a message that has listed the known words already: the one that an unknown word resembles, if one does."""
+    hint = did_you_mean(word, known)
+    return hint if hint.startswith("; did you mean") else ""
 
 
 def _read(reader: Callable[[Any], object], **schema: Any) -> GetPydanticSchema:

@@ -59,12 +59,28 @@ def parse(text: str) -> Document:
         return _Composer(text).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise Fault(f"not YAML: {error.problem or error.context}", _place(mark)) from None
+        raise Fault(
+            f"not YAML: {_known_slip(error.problem or '', text, mark) or error.problem or error.context}", _place(mark)
+        ) from None
     except yaml.reader.ReaderError as error:
         position = error.position if isinstance(error.position, int) else 0
         raise Fault(f"not YAML: {error.reason}", _count(text, position)) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML's escapes and encodings fail in these ways
         raise Fault(f"not YAML: {error}", (1, 1)) from None
+
+
+def _known_slip(problem: str, text: str, mark: Any) -> str:
+    """What people write that YAML's parser has only its own words for; empty when it is something else."""
+    lines = text.splitlines()
+    if mark is None or mark.line >= len(lines):
+        return ""
+    line, column = lines[mark.line], mark.column
+    is_token = "start any token" in problem or "tab character" in problem
+    if is_token and "\t" in (*line[: len(line) - len(line.lstrip())], line[column : column + 1]):
+        return "there is a tab where YAML takes spaces only; indent with spaces"
+    if "alphabetic or numeric" in problem and line[max(column - 1, 0) : column] == "*":
+        return """what begins with '*' must be quoted, such as "*" or "*.acme.com\""""
+    return ""
 
 
 _NULL = re.compile(r"(?:~|null|Null|NULL|)")
