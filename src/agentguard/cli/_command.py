@@ -33,11 +33,9 @@ class Exit(IntEnum):
 class Command(click.Command):
     """A command that returns its exit code, and tells the product's own errors plainly."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.help is not None:
-            # Below a backspace click leaves lines as they are; a docstring that has one in clear is raw, and spells it.
-            self.help = self.help.replace("\\b\n", "\b\n")
+    def __init__(self, *args: Any, help: str | None = None, **kwargs: Any) -> None:
+        # Below a backspace click leaves lines as they are; a docstring that has one in clear is raw, and spells it.
+        super().__init__(*args, help=None if help is None else help.replace("\\b\n", "\b\n"), **kwargs)
 
     def invoke(self, ctx: click.Context) -> None:
         try:
