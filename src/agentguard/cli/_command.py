@@ -33,9 +33,9 @@ class Exit(IntEnum):
 class Command(click.Command):
     """A command that returns its exit code, and tells the product's own errors plainly."""
 
-    def __init__(self, *args: Any, help: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, name: str | None, *, help: str | None = None, **kwargs: Any) -> None:
         # Below a backspace click leaves lines as they are; a docstring that has one in clear is raw, and spells it.
-        super().__init__(*args, help=None if help is None else help.replace("\\b\n", "\b\n"), **kwargs)
+        super().__init__(name, help=None if help is None else help.replace("\\b\n", "\b\n"), **kwargs)
 
     def invoke(self, ctx: click.Context) -> None:
         try:
