@@ -257,7 +257,11 @@ def until_it_hears(store, own):
     told, read = threading.Event(), threading.Event()
     # Whoever watches is told in the order of joining: this one after the store itself.
     watch = store.watch_isolations(lambda: told.is_set() and read.set(), lambda _epoch, _isolation: told.set())
+    deadline = time.monotonic() + 10
     with contextlib.closing(watch), contextlib.closing(RedisStore(own.url + PATIENT)) as operator:
+        while not own.ask("PUBSUB", "CHANNELS"):  # what is said before nobody hears
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
         operator.isolate("agent:elsewhere", on=True, by="ada", why="drill")
         assert read.wait(10)
     request = Reserve("isolated", (Charge(FAR.key, 1),), ("agent:elsewhere",))
