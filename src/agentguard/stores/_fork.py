@@ -7,7 +7,12 @@ import weakref
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
+
+
+FORK_WAIT_SECONDS = 1.0
+"""How long a fork waits for a verb to end. A verb takes microseconds: only a fork inside of one waits in vain."""
 
 
 class Forkable(Protocol):
@@ -21,6 +26,25 @@ class Forkable(Protocol):
 
     def after_fork_in_child(self) -> None:
         """Go on as another process."""
+
+
+class Rests:
+    """The first two hooks of a store with one lock: no other thread is in a verb of it when the fork is made.
+
+    The third is the store's own: it makes a new lock.
+    """
+
+    _lock: threading.Lock
+    _is_at_rest: bool = False
+
+    def before_fork(self) -> None:
+        """Wait for the verb that another thread is in, so that the child's copy is whole."""
+        self._is_at_rest = self._lock.acquire(timeout=FORK_WAIT_SECONDS)
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        if self._is_at_rest:
+            self._lock.release()
 
 
 def survive_forks(store: Forkable) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from agentguard.errors import StoreUnavailable
+from agentguard.stores._fork import FORK_WAIT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +18,6 @@ _T = TypeVar("_T")
 
 _BUSY_SECONDS = 1.0
 """A reader waits only while another process repairs the log after a crash."""
-
-_FORK_WAIT_SECONDS = 1.0
 
 
 class Reader:
@@ -60,7 +59,7 @@ class Reader:
 
     def before_fork(self) -> None:
         """Close the connection, so that the child has none to inherit."""
-        self._is_at_rest = self._mutex.acquire(timeout=_FORK_WAIT_SECONDS)
+        self._is_at_rest = self._mutex.acquire(timeout=FORK_WAIT_SECONDS)
         if self._is_at_rest:
             self._disconnect()
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused
 from agentguard.errors import StoreUnavailable
-from agentguard.stores._fork import survive_forks
+from agentguard.stores._fork import Rests, survive_forks
 from agentguard.stores._idle import SHORT_LIVED
 from agentguard.stores._slices import NOTHING, Chain, Slice, add, at_least_nothing, is_leasable
 from agentguard.stores._watchers import Together, Watchers
@@ -53,7 +53,6 @@ _MOST_CALLS = 1024
 _MOST_REMEMBERED = 4096
 _MOST_LIMITS = 65_536
 _RECALL_PAUSE_SECONDS = 0.02
-_FORK_WAIT_SECONDS = 1.0
 _TRIES = 8
 _UNKNOWN = frozenset({"*"})
 """Nobody knows who is isolated."""
@@ -62,7 +61,7 @@ _MAY_HEAL = frozenset({RefusalKind.CONTENDED, RefusalKind.EXHAUSTED})
 """Refusals that may be none when what lies idle is given back."""
 
 
-class LeasedStore:
+class LeasedStore(Rests):
     """A `Store` that admits calls from slices of another one.
 
     Args:
@@ -95,7 +94,6 @@ class LeasedStore:
         self._recalled: dict[str, float] = {}
         self._watchers: Watchers[[]] = Watchers()
         self._listening: tuple[Closeable, ...] = ()
-        self._is_at_rest = False
         self._await_store: Callable[[Reserve], Awaitable[Granted | Refused]] | None = getattr(store, "areserve", None)
         self._begin()
         survive_forks(self)
@@ -436,7 +434,7 @@ class LeasedStore:
         asked_at = self._now()
         try:
             answer = self._store.lease(account)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: what was used is not forgotten for it
             with self._lock:
                 self._end_account()
                 if not slice_.is_begun:  # it may have been granted all the same: it is given back when the store answers
@@ -716,15 +714,6 @@ class LeasedStore:
         self._store.close()
 
     # --- forks ------------------------------------------------------------------------------------------------------
-
-    def before_fork(self) -> None:
-        """Come to rest, in the process that forks."""
-        self._is_at_rest = self._lock.acquire(timeout=_FORK_WAIT_SECONDS)
-
-    def after_fork_in_parent(self) -> None:
-        """Go on."""
-        if self._is_at_rest:
-            self._lock.release()
 
     def after_fork_in_child(self) -> None:
         """Go on as another process: the slices are the parent's, and so are the calls in flight."""

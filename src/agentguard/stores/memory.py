@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agentguard.core.limits import Charge, RefusalKind, Refused, Row, charge, give
 from agentguard.stores import _verbs
-from agentguard.stores._fork import survive_forks
+from agentguard.stores._fork import Rests, survive_forks
 from agentguard.stores._recalls import Recalls
 from agentguard.stores._watchers import Watchers
 from agentguard.stores.base import (
@@ -31,11 +31,8 @@ if TYPE_CHECKING:
     from agentguard.core.limits import Amounts, Crossed, Item, LimitRow
     from agentguard.stores.base import Account, Accounted, Closeable, Member, Reserve, WallClock
 
-_FORK_WAIT_SECONDS = 1.0
-"""How long a fork waits for a verb to end. A verb takes microseconds: only a fork inside of one waits in vain."""
 
-
-class MemoryStore:
+class MemoryStore(Rests):
     """A `Store` in this process. A forked child goes on with a copy of its own, in which the calls in flight are charged."""
 
     may_block = False
@@ -52,7 +49,6 @@ class MemoryStore:
         self._listeners: Watchers[[]] = Watchers()
         self._recalls = Recalls()
         self._members: dict[str, Member] = {}
-        self._is_at_rest = False
         survive_forks(self)
 
     @property
@@ -223,15 +219,6 @@ class MemoryStore:
 
     def close(self) -> None:
         """Nothing to free."""
-
-    def before_fork(self) -> None:
-        """Wait for the verb that another thread is in, so that the child's copy is whole."""
-        self._is_at_rest = self._lock.acquire(timeout=_FORK_WAIT_SECONDS)
-
-    def after_fork_in_parent(self) -> None:
-        """Go on."""
-        if self._is_at_rest:
-            self._lock.release()
 
     def after_fork_in_child(self) -> None:
         """Charge the calls in flight: they are the parent's, and nobody here will settle them."""

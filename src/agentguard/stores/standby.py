@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agentguard.core.limits import Amounts, Charge, RefusalKind, Refused
 from agentguard.errors import StoreUnavailable
 from agentguard.policy.model import OnStoreDown, Per
-from agentguard.stores._fork import survive_forks
+from agentguard.stores._fork import Rests, survive_forks
 from agentguard.stores._idle import SHORT_LIVED
 from agentguard.stores.base import GRANTED, SETTLED, Balance, Granted, Reserve
 from agentguard.stores.memory import MemoryStore
@@ -41,8 +41,6 @@ _MOST_READ = 256
 _MANY = (*SHORT_LIVED, Per.USER)
 """Kinds of subjects of which there may be any number."""
 
-_FORK_WAIT_SECONDS = 1.0
-
 
 class Owed(NamedTuple):
     """A call that was made without the store, and what it used."""
@@ -52,7 +50,7 @@ class Owed(NamedTuple):
 
 
 @dataclass(slots=True)
-class Known:
+class KnownRow:
     """A row that can do without the store, and what was last read of it.
 
     Attributes:
@@ -78,7 +76,7 @@ class Known:
         return self.row.limit.per in SHORT_LIVED
 
 
-class Standby:
+class Standby(Rests):
     """A `Store` that goes on without another one, for limits that allow it."""
 
     def __init__(self, store: Store, clock: WallClock = time) -> None:  # the module is a WallClock
@@ -86,7 +84,7 @@ class Standby:
         self._local = MemoryStore(clock)
         self._lock = threading.Lock()
         self._catching_up = threading.Lock()
-        self._rows: dict[str, Known] = {}
+        self._rows: dict[str, KnownRow] = {}
         self._drop_at = _MOST_SHORT_LIVED
         self._unregistered: set[str] = set()
         self._sweeps = 0
@@ -96,7 +94,6 @@ class Standby:
         self._held_twice: set[str] = set()
         self._owed: deque[Owed] = deque(maxlen=_MOST_OWED)
         self._taken: Owed | None = None
-        self._is_at_rest = False
         survive_forks(self)
 
     @property
@@ -238,7 +235,7 @@ class Standby:
             while self._held_twice:
                 self._local.settle(self._held_twice.pop(), Amounts())
 
-    def _due(self) -> list[Known]:
+    def _due(self) -> list[KnownRow]:
         """The local rows to read now: all while they are few, else those that were not read for longest.
 
         Those of sessions and users, of which there may be any number, do not keep the others from being read each time.
@@ -359,7 +356,7 @@ class Standby:
             self._open[id] = self._open[id]._replace(charges=_together(self._open[id].charges, granted))
         return Granted(granted)
 
-    def _rows_without(self, keys: Sequence[str], error: StoreUnavailable) -> list[Known]:
+    def _rows_without(self, keys: Sequence[str], error: StoreUnavailable) -> list[KnownRow]:
         """The rows, if all of them can do without the store; raises `error` otherwise."""
         rows = [known for key in keys if (known := self._rows.get(key)) is not None and known.down is not OnStoreDown.CLOSED]
         if len(rows) < len(keys):
@@ -369,7 +366,7 @@ class Standby:
     def _local_charges(self, charges: Sequence[Charge]) -> tuple[Charge, ...]:
         return tuple(one for one in charges if self._rows[one.row].down is OnStoreDown.LOCAL)
 
-    def _know_locally(self, rows: Sequence[Known]) -> None:
+    def _know_locally(self, rows: Sequence[KnownRow]) -> None:
         local = {known.row.key: known for known in rows if known.down is OnStoreDown.LOCAL}
         for balance in self._local.read(list(local)):
             del local[balance.row]
@@ -377,7 +374,7 @@ class Standby:
             part = max(self._part(known), 1)
             self._local.register([known.row._replace(limit=replace(known.row.limit, amount=part))])
 
-    def _part(self, known: Known) -> int:
+    def _part(self, known: KnownRow) -> int:
         left = known.row.limit.amount if known.left is None else known.left
         return left // (LOCAL_SHARE * self._processes)
 
@@ -388,7 +385,7 @@ class Standby:
             if known is not None:
                 known.row = row
             elif row.limit.on_store_down is not OnStoreDown.CLOSED:
-                self._rows[row.key] = Known(row, self._sweeps)
+                self._rows[row.key] = KnownRow(row, self._sweeps)
         if len(self._rows) > self._drop_at:
             self._drop_short_lived()
 
@@ -466,15 +463,6 @@ class Standby:
         return False
 
     # --- forks ----------------------------------------------------------------------------------------------------------
-
-    def before_fork(self) -> None:
-        """Come to rest, in the process that forks."""
-        self._is_at_rest = self._lock.acquire(timeout=_FORK_WAIT_SECONDS)
-
-    def after_fork_in_parent(self) -> None:
-        """Go on."""
-        if self._is_at_rest:
-            self._lock.release()
 
     def after_fork_in_child(self) -> None:
         """Go on as another process: what is owed is the parent's to pay, and so are the calls in flight."""
