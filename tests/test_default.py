@@ -84,6 +84,14 @@ def test_a_mode_that_there_is_not_is_an_error_of_the_policy(written, monkeypatch
         agentguard.instrument(str(written()))
 
 
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:abc", "redis://:pa/ss@127.0.0.1:6379/0", "redis://[::1"])
+def test_a_store_that_cannot_be_read_is_an_error_of_the_policy_without_its_password(written, url):
+    with pytest.raises(PolicyError, match="the URL cannot be read") as raised:
+        agentguard.instrument(str(written()), store=url)
+
+    assert "pa" not in str(raised.value).replace("password", "")
+
+
 def test_fleets_of_one_user_have_counters_of_their_own(written):
     for fleet in ("default", "a", "b/../c"):
         url = default_store_url(fleet)

@@ -65,32 +65,12 @@ def open_ledger(url: str | None, policy: Policy | None = None) -> Store:
         PolicyError: The URL names no store.
         StoreUnavailable: It cannot be opened.
     """
+    from agentguard.stores import open_store
     from agentguard.stores.state import default_store_url
 
     if (url or (policy.store if policy is not None else None)) == "memory://":
         message = "the store is memory://, which lives in the guarded process alone; there is nothing to read from outside"
         raise click.UsageError(message)
     if policy is None:
-        return _opened(url or default_store_url())
-    return _opened(url or policy.store or default_store_url(policy.fleet), fleet=policy.fleet)
-
-
-def _opened(url: str, fleet: str = "default") -> Store:
-    from urllib.parse import urlsplit
-
-    from agentguard.errors import PolicyError, Problem
-    from agentguard.stores import open_store
-
-    try:
-        if url.startswith(("redis://", "rediss://")):
-            urlsplit(url).port  # noqa: B018 - the store reads it when it is asked the first time
-        return open_store(url, fleet=fleet)
-    except PolicyError:
-        raise
-    except ValueError:
-        # What urlsplit and redis-py say of a URL may hold a part of its password, and so may the URL.
-        message = (
-            "the URL cannot be read: expected such as redis://host:6379/0, with a number for a port, "
-            "and / @ : of a password written as %2F %40 %3A"
-        )
-        raise PolicyError("store", (Problem("", 0, 0, "store", message),)) from None
+        return open_store(url or default_store_url())
+    return open_store(url or policy.store or default_store_url(policy.fleet), fleet=policy.fleet)

@@ -44,6 +44,8 @@ def open_store(url: str, clock: WallClock = time, *, fleet: str = "default") -> 
 
 
 def _open_redis(url: str, fleet: str) -> Store:
+    from urllib.parse import urlsplit
+
     from agentguard.errors import PolicyError, Problem
     from agentguard.stores.leased import LeasedStore
     from agentguard.stores.standby import Standby
@@ -53,7 +55,19 @@ def _open_redis(url: str, fleet: str) -> Store:
     except ImportError as error:
         message = "a Redis store needs the package redis: pip install 'agentguard[redis]'"
         raise PolicyError("store", (Problem("", 0, 0, "store", message),)) from error
-    store = RedisStore(url, fleet=fleet)
+    try:
+        if url.startswith(("redis://", "rediss://")):
+            urlsplit(url).port  # noqa: B018 - redis-py reads it when it is asked the first time
+        store = RedisStore(url, fleet=fleet)
+    except PolicyError:
+        raise
+    except ValueError:
+        # What urlsplit and redis-py say of a URL may hold a part of its password, and so may the URL.
+        message = (
+            "the URL cannot be read: expected such as redis://host:6379/0, with a number for a port, "
+            "and / @ : of a password written as %2F %40 %3A"
+        )
+        raise PolicyError("store", (Problem("", 0, 0, "store", message),)) from None
     return Standby(LeasedStore(store) if store.is_leased else store)
 
 
