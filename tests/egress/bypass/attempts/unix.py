@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging.handlers
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from attempts.calls import LIBC, checked
@@ -94,11 +96,12 @@ def linked_folder_in_the_temporary_folder(aim):
 
 @attempt("unix", seconds=10)
 def link_that_changes(aim):
-    """Points at a socket of ours when it is looked at, at the daemon's when it is used."""
+    """Points at a socket of ours when it is looked at, at the daemon's when it is used. Ends when the daemon has answered."""
     own = Path(aim.scratch, "own.sock")
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(own))
     server.listen(1000)
+    server.setblocking(False)
     link, other = Path(aim.scratch, "turn.sock"), Path(aim.scratch, "next.sock")
     link.symlink_to(own)
     turning = os.fork()
@@ -108,17 +111,26 @@ def link_that_changes(aim):
                 other.unlink(missing_ok=True)
                 other.symlink_to(target)
                 other.rename(link)
-    for _ in range(400):
-        try:
-            with socket.socket(socket.AF_UNIX) as opened:
-                opened.settimeout(0.2)
-                opened.connect(str(link))
-                opened.sendall(aim.request())
-        except OSError:
-            continue
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        with contextlib.suppress(Exception), socket.socket(socket.AF_UNIX) as opened:
+            opened.settimeout(0.2)
+            opened.connect(str(link))
+            opened.sendall(aim.request())
+            if not _hangs_up(server) and opened.recv(1):
+                break
     os.kill(turning, signal.SIGKILL)
     os.waitpid(turning, 0)
     server.close()
+
+
+def _hangs_up(server):
+    """Whether somebody called; whoever did is let go at once."""
+    try:
+        server.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
 
 
 @attempt("unix")
