@@ -27,12 +27,15 @@ OPTIONAL = "apprise,aws,crypto,keyring,learn,prometheus,redis,server,vault"
 # Each of these tests starts `agentguard run`, `agentguard demo`, a network or servers of its own, or a collector, and waits.
 # rotel's wheels want the interpreter's shared library, which few builds of a Python have.
 PROGRAMS = (
+    "tests/acceptance/test_agent_config.py",
     "tests/acceptance/test_isolation.py",
+    "tests/cli/test_doctor.py",
     "tests/cli/test_run.py",
     "tests/demo",
     "tests/egress/bypass",
     "tests/egress/kernel/test_closed.py",
     "tests/egress/kernel/test_kernel.py",
+    "tests/egress/test_own.py",
     "tests/integrations/test_isolation.py",
     "tests/otel/test_collector.py",
     "tests/stores/test_redis_faults.py",
