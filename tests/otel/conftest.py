@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -34,7 +34,8 @@ from agentguard.testing.server import Recorder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan, Span
 
     from agentguard.testing.records import RecordedRequest
 
@@ -157,12 +158,21 @@ def _wait_for_port(port: int) -> None:
             return
 
 
+class Looking(SpanProcessor):
+    """Is told of the start of spans, so that the SDK has to start them. By itself a start tells it nothing."""
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """See it."""
+
+
 class Written:
     """What has been written so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, *looking: SpanProcessor) -> None:
         self._exporter = InMemorySpanExporter()
         self.provider = TracerProvider(shutdown_on_exit=False)
+        for processor in looking:
+            self.provider.add_span_processor(processor)
         self.processor = SimpleSpanProcessor(self._exporter)
         self.provider.add_span_processor(self.processor)
 
@@ -201,9 +211,9 @@ class Measured:
         }
 
 
-@pytest.fixture
-def written() -> Written:
-    return Written()
+@pytest.fixture(params=["of finished spans", "of started spans"])
+def written(request: pytest.FixtureRequest) -> Written:
+    return Written() if request.param == "of finished spans" else Written(Looking())
 
 
 @pytest.fixture

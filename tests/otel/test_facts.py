@@ -63,7 +63,7 @@ def test_parameters_are_read_from_the_bodies_of_every_api():
     assert facts.of_request(chat) == {
         names.REQUEST_TEMPERATURE: 0.2,
         names.REQUEST_CHOICE_COUNT: 3,
-        names.REQUEST_STOP_SEQUENCES: ["END"],
+        names.REQUEST_STOP_SEQUENCES: ("END",),
         names.REQUEST_SEED: 7,
         names.OUTPUT_TYPE: "json",
         names.REQUEST_MAX_TOKENS: 9,
@@ -76,7 +76,7 @@ def test_parameters_are_read_from_the_bodies_of_every_api():
     assert facts.of_request(messages) == {
         names.REQUEST_MAX_TOKENS: 64,
         names.REQUEST_TOP_K: 5,
-        names.REQUEST_STOP_SEQUENCES: ["a", "b"],
+        names.REQUEST_STOP_SEQUENCES: ("a", "b"),
     }
 
 
@@ -94,7 +94,7 @@ def test_the_service_tier_is_openais_and_told_when_it_was_chosen():
 def test_parameters_of_a_wrong_type_are_left_out(request):
     found = facts.of_request(request)
 
-    assert all(isinstance(value, str | list) for value in found.values())
+    assert all(isinstance(value, str | tuple) for value in found.values())
 
 
 def test_content_is_no_parameter():

@@ -138,12 +138,12 @@ def _string(value: object) -> str | None:
     return value[:_MAX_STRING] if isinstance(value, str) else None
 
 
-def _strings(value: object) -> list[str] | None:
+def _strings(value: object) -> tuple[str, ...] | None:
     if isinstance(value, str):
-        return [value[:_MAX_STRING]]
+        return (value[:_MAX_STRING],)
     if not isinstance(value, list | tuple):
         return None
-    return [one[:_MAX_STRING] for one in value[:_MAX_STRINGS] if isinstance(one, str)] or None
+    return tuple(one[:_MAX_STRING] for one in value[:_MAX_STRINGS] if isinstance(one, str)) or None
 
 
 def _effort(value: object) -> str | None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags
 
+from agentguard.otel.finished import FAILED, FinishedSpans
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -85,6 +87,11 @@ class LateSpan(Span):
         """Keep an exception."""
         self._said.append(("record_exception", (exception, attributes, timestamp or time.time_ns(), escaped)))
 
+    @property
+    def is_as_it_began(self) -> bool:
+        """Whether nothing was said of it."""
+        return not self._said
+
     def repeat(self, span: Span) -> None:
         """Say to a span what was said to this one."""
         for name, args in self._said:
@@ -95,6 +102,7 @@ class LateTracer:
     """Begins late spans and writes them, with a tracer of the SDK."""
 
     def __init__(self, tracer: Any, *, follows_parent: bool) -> None:
+        self._finished = FinishedSpans(tracer)
         self._ids = _Promised(tracer.id_generator)
         self._tracer: Any = copy.copy(tracer)
         self._tracer.id_generator = self._ids
@@ -124,13 +132,22 @@ class LateTracer:
         own = SpanContext(parent.trace_id, ids.generate_span_id(), False, flags, parent.trace_state)
         return LateSpan(own, around) if is_sampled else NonRecordingSpan(own)
 
-    def start(self, late: LateSpan, name: str, kind: SpanKind, attributes: Mapping[str, Any], start: int) -> Span:
-        """Make the real span of a late one. `start` is in Unix nanoseconds."""
+    def write(
+        self, late: LateSpan, name: str, kind: SpanKind, attributes: dict[str, Any], start: int, end: int, *, failed: bool
+    ) -> None:
+        """Make the real span of a late one, and end it. Times are Unix nanoseconds."""
+        if late.is_as_it_began and self._finished.are_enough:
+            parent = trace.get_current_span(late.around).get_span_context()
+            around = parent if parent.is_valid else None
+            self._finished.write(late.get_span_context(), around, name, kind, attributes, start, end, failed=failed)
+            return
         with self._lock:
             self._ids.promised = late.get_span_context()
             span: Span = self._tracer.start_span(name, late.around, kind, attributes, start_time=start)
         late.repeat(span)
-        return span
+        if failed:
+            span.set_status(FAILED)
+        span.end(end)
 
 
 class _Promised:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
-from opentelemetry.trace import ProxyTracerProvider, SpanKind, Status, StatusCode
+from opentelemetry.trace import ProxyTracerProvider, SpanKind
 
 from agentguard.core.call import HTTPCall, LLMCall, ToolCall
 from agentguard.events import CallAdmitted, CallDenied, CallSettled, EstimateBreached, PolicyLoaded, ScopeEnded, ToolProposed
 from agentguard.otel import facts
 from agentguard.otel import semconv as names
+from agentguard.otel.finished import FAILED
 from agentguard.otel.late import LateSpan, LateTracer
 from agentguard.otel.peers import Elsewhere, reported_around, silenced
 
@@ -39,7 +40,6 @@ logger: logging.Logger = logging.getLogger("agentguard")
 
 _MAX_KNOWN = 2048
 _MAX_NOTES = 4096
-_FAILED = Status(StatusCode.ERROR)
 _BACKGROUND = contexts.Context()
 
 
@@ -262,10 +262,10 @@ class Spans:
             attributes |= self._asked_and_answered(event, call)
         span = opened.span
         if isinstance(span, LateSpan) and self._late is not None:
-            known = self._facts_of(call, event.caller.agent)
-            span = self._late.start(span, call.name, SpanKind.CLIENT, {**known, **attributes}, facts.unix_nanos(event.started))
-            attributes = {names.ERROR_TYPE: attributes[names.ERROR_TYPE]} if names.ERROR_TYPE in attributes else {}
-        _end(span, event.at, attributes)
+            attributes = {**self._facts_of(call, event.caller.agent), **attributes}
+            _write_late(self._late, span, call.name, SpanKind.CLIENT, attributes, event.started, event.at)
+        else:
+            _end(span, event.at, attributes)
 
     def _asked_and_answered(self, event: CallSettled, call: LLMCall) -> dict[str, Any]:
         attributes = facts.of_request(call.request, call.provider)
@@ -293,7 +293,7 @@ class Spans:
         if isinstance(event.call, LLMCall):
             attributes |= _metered(event, event.call)
         if notes is not None and notes.tools:
-            attributes[names.TOOLS_REFUSED] = notes.tools
+            attributes[names.TOOLS_REFUSED] = tuple(notes.tools)
         if notes is not None and notes.breached:
             attributes[names.ESTIMATE_BREACHED] = True
         if notes is not None and notes.waited:
@@ -383,11 +383,12 @@ class Spans:
     ) -> None:
         if agent is not None:
             attributes[names.AGENT_NAME] = agent
-        start = facts.unix_nanos(started)
-        span = self.tracer.start_span(name, context, kind, attributes, start_time=start)
-        if names.ERROR_TYPE in attributes:
-            span.set_status(_FAILED)
-        span.end(max(facts.unix_nanos(ended), start))
+        tracer = self.tracer
+        if self._late is None:
+            span = tracer.start_span(name, context, kind, attributes, start_time=facts.unix_nanos(started))
+            _end(span, ended, {names.ERROR_TYPE: attributes[names.ERROR_TYPE]} if names.ERROR_TYPE in attributes else {})
+        elif isinstance(late := self._late.begin(context), LateSpan):
+            _write_late(self._late, late, name, kind, attributes, started, ended)
 
     def _note(self, id: str) -> _Notes:
         notes = self._notes.get(id)
@@ -411,10 +412,18 @@ def _metered(event: CallSettled, call: LLMCall) -> dict[str, Any]:
     return attributes
 
 
+def _write_late(
+    tracer: LateTracer, span: LateSpan, name: str, kind: SpanKind, attributes: dict[str, Any], started: float, ended: float
+) -> None:
+    start = facts.unix_nanos(started)
+    end = max(facts.unix_nanos(ended), start)  # a clock that was set back makes no negative span
+    tracer.write(span, name, kind, attributes, start, end, failed=names.ERROR_TYPE in attributes)
+
+
 def _end(span: Any, at: float, attributes: dict[str, Any]) -> None:
     span.set_attributes(attributes)
     if names.ERROR_TYPE in attributes:
-        span.set_status(_FAILED)
+        span.set_status(FAILED)
     # A clock that was set back makes no negative span.
     span.end(max(facts.unix_nanos(at), getattr(span, "start_time", None) or 0))
 
