@@ -355,7 +355,7 @@ class Fleet:
 
     def _sweep(self, _: int, store: LeasedStore) -> None:
         self._at(1.0, "sweep", (store,))
-        slices = list(store._slices.values())  # noqa: SLF001 - no verb tells what lies idle, nor since when
+        slices = store._leases.all()  # noqa: SLF001 - no verb tells what lies idle, nor since when
         self.late = max([self.late, *(self.clock.now - part.accounted_at for part in slices)])
         if total := sum(part.total.tokens for part in slices):
             self.idle.append(sum(part.left.tokens for part in slices) / total)

@@ -238,7 +238,7 @@ def test_a_slice_that_the_store_has_not_heard_of_for_a_horizon_admits_nothing(le
 def test_a_process_that_leases_nothing_listens_to_nobody(behind, leased):
     leased.reserve(Reserve("one", charges()))
 
-    assert leased._listening == ()
+    assert not leased._others.are_heard
 
 
 # --- over a network -------------------------------------------------------------------------------------------------

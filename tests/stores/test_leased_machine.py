@@ -52,7 +52,7 @@ class LeasedInAnyOrder(AnyOrder):
     def extend(self, call, charges) -> None:
         """As the guard does: every row of a unit alike, and what runs past its window is another test's."""
         leased = self.stores[-1]
-        grant = leased._open.get(call)
+        grant = leased._leases.grant(call)
         if grant is None or (grant[0].chain.more(charges) is not None and self.clock.time() < grant[0].ends):
             AnyOrder.extend(self, call, charges)
 
@@ -79,8 +79,9 @@ class LeasedInAnyOrder(AnyOrder):
 
     @invariant()
     def what_was_used_of_a_slice_is_never_less_than_nothing(self) -> None:
-        for part in self.stores[-1]._slices.values():
-            assert min(part.used(self.stores[-1]._held(part)[0])) >= 0
+        leases = self.stores[-1]._leases
+        for part in leases.all():
+            assert min(part.used(leases.held(part)[0])) >= 0
 
 
 class LeasedFromAFileInAnyOrder(LeasedInAnyOrder):

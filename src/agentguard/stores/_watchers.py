@@ -18,26 +18,26 @@ class Watchers(Generic[_Said]):
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self._callbacks: tuple[Watch[_Said], ...] = ()
+        self.callbacks: tuple[Watch[_Said], ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self._callbacks)
+        return bool(self.callbacks)
 
     def add(self, on_change: Callable[_Said, None]) -> Watch[_Said]:
         """Tell `on_change` from now on."""
         watch = Watch(self, on_change)
         with self.lock:
-            self._callbacks = (*self._callbacks, watch)
+            self.callbacks = (*self.callbacks, watch)
         return watch
 
     def remove(self, watch: Watch[_Said]) -> None:
         """Tell it no more."""
         with self.lock:
-            self._callbacks = tuple(callback for callback in self._callbacks if callback is not watch)
+            self.callbacks = tuple(callback for callback in self.callbacks if callback is not watch)
 
     def announce(self, *said: _Said.args, **named: _Said.kwargs) -> None:
         """Tell everybody."""
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback(*said, **named)
 
 
