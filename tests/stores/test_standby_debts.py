@@ -465,7 +465,7 @@ def test_streams_that_begin_grow_and_end_while_the_store_comes_and_goes_are_char
     for one in (*around, *streams):
         one.result()
     assert [counted(store, one) for one in limits] == [(60 * 360, 0)] * 2
-    assert standby._local.holds() == []
+    assert standby._outage._local.holds() == []
 
 
 def stream(standby: Standby, name: str, limits: tuple[LimitRow, ...]) -> None:
@@ -544,8 +544,8 @@ def test_a_decision_without_the_store_reads_none_of_the_rows_of_others():
     standby = on_standby(store, *sessions(2000), LOCAL)
     store.is_down = True
     asked = []
-    read = standby._local.read
-    standby._local.read = lambda keys: asked.append(keys) or read(keys)
+    read = standby._outage._local.read
+    standby._outage._local.read = lambda keys: asked.append(keys) or read(keys)
 
     ask(standby, "1", LOCAL)
 
@@ -558,8 +558,8 @@ def test_rows_of_sessions_are_not_remembered_for_ever():
     for one in sessions(20_000):
         standby.register([one])
 
-    assert len(standby._rows) <= 4097
-    assert LOCAL.key in standby._rows
+    assert len(standby._outage._rows) <= 4097
+    assert LOCAL.key in standby._outage._rows
 
 
 def test_rows_of_limits_that_are_closed_are_not_remembered():
@@ -567,7 +567,7 @@ def test_rows_of_limits_that_are_closed_are_not_remembered():
 
     standby.register(sessions(10, OnStoreDown.CLOSED))
 
-    assert not standby._rows
+    assert not standby._outage._rows
 
 
 def test_rows_that_something_is_owed_to_are_remembered_and_charged():
@@ -635,8 +635,8 @@ def test_a_stream_that_was_extended_without_the_store_frees_its_local_hold():
 
     standby.sweep()
 
-    assert standby._local.holds() == []
-    assert standby._local.rows() == []
+    assert standby._outage._local.holds() == []
+    assert standby._outage._local.rows() == []
 
 
 def test_a_row_without_any_left_when_it_was_last_read_is_refused_without_the_store():
