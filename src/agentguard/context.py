@@ -21,6 +21,8 @@ from agentguard.policy.model import NANOS_PER_USD, Limit, Rule, Unit
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from agentguard.core.limits import Counted
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -118,23 +120,7 @@ def session(id: str | None = None, *, user: str | None = None) -> Iterator[Sessi
         yield opened
 
 
-class Counted(Protocol):
-    """What a ledger says of one row, in the unit of its limit."""
-
-    @property
-    def row(self) -> str:
-        """The row's key."""
-
-    @property
-    def spent(self) -> int:
-        """What is settled."""
-
-    @property
-    def held(self) -> int:
-        """What calls in flight have reserved."""
-
-
-class Ledger(Protocol):
+class BlockStore(Protocol):
     """Where the rows of a budget block live: a guard's store."""
 
     def register(self, rows: Iterable[LimitRow]) -> None:
@@ -161,7 +147,7 @@ class BudgetBlock:
     After the block its amounts stay readable, and a call that still carries its identity is refused.
     """
 
-    def __init__(self, ledger: Ledger, usd: Decimal | str | int | None, tokens: int | None, calls: int | None) -> None:
+    def __init__(self, store: BlockStore, usd: Decimal | str | int | None, tokens: int | None, calls: int | None) -> None:
         self.id: str = f"budget:{_new_id()}"
         wanted = (
             (Unit.USD, None if usd is None else nanos_of(usd, "usd")),
@@ -174,20 +160,20 @@ class BudgetBlock:
             msg = "a budget block needs at least one of usd, tokens and calls"
             raise ValueError(msg)
         self._rows = tuple(LimitRow.of(self.id, limit) for limit in limits)
-        self._ledger = ledger
+        self._store = store
         self._final: tuple[Amount, Amount] | None = None
 
     @contextmanager
     def entered(self) -> Iterator[BudgetBlock]:
         """Count calls against this block for the duration."""
         around = CALLER.get()
-        self._ledger.register(self._rows)
+        self._store.register(self._rows)
         try:
             with acting_as(around._replace(blocks=(*around.blocks, Block(self.id, self._rows)))):
                 yield self
         finally:
             self._final = self._read()
-            self._ledger.forget([row.key for row in self._rows])
+            self._store.forget([row.key for row in self._rows])
 
     @property
     def spent(self) -> Amount:
@@ -200,7 +186,7 @@ class BudgetBlock:
         return (self._final or self._read())[1]
 
     def _read(self) -> tuple[Amount, Amount]:
-        known = {counted.row: counted for counted in self._ledger.read([row.key for row in self._rows])}
+        known = {counted.row: counted for counted in self._store.read([row.key for row in self._rows])}
         spent: dict[str, int] = {}
         left: dict[str, int] = {}
         for key, _, limit in self._rows:

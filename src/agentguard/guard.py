@@ -246,7 +246,7 @@ class Guard:
 
         who = self.identified(CALLER.get() if caller is None else caller)
         rights = self.rights(who)
-        rows = rights.account(call, who).rows
+        rows = rights.charged_rows(call, who).rows
         counted = {balance.row: balance for balance in self.store.read([row.key for row in rows])}
         return explain(call, who, rights, self.isolated, counted)
 

@@ -36,7 +36,7 @@ def fleet(limit: str, **shares: object) -> Policy:
 
 
 def rows_of(policy: Policy, name: str) -> tuple:
-    return Rights(policy, [policy.agent(name)], "").account(CALL, NOBODY._replace(agents=(name,))).rows
+    return Rights(policy, [policy.agent(name)], "").charged_rows(CALL, NOBODY._replace(agents=(name,))).rows
 
 
 def admitted(guard: Guard, agent: str, calls: int) -> int:

@@ -186,7 +186,7 @@ def _store(asked: Policy, store_url: str | None) -> Any:
 
 
 def _ledger(guard: Guard, call: Call, caller: Caller) -> tuple[dict[str, Any], list[str]]:
-    rows = guard.rights(caller).account(call, caller).rows
+    rows = guard.rights(caller).charged_rows(call, caller).rows
     balances = guard.store.read([row.key for row in rows])
     return {balance.row: balance for balance in balances}, [isolation.subject for isolation in guard.store.isolations()]
 

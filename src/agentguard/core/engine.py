@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agentguard.core.estimate import Estimator
     from agentguard.core.limits import Charge, LimitRow
     from agentguard.core.pricing import PriceSource
-    from agentguard.core.rights import Account, Rights
+    from agentguard.core.rights import ChargedRows, Rights
     from agentguard.policy.model import Limit
 
     Ask = Union["ReadRows", "ReserveRows", "AwaitChange"]  # noqa: UP007 - `|` takes no forward references
@@ -147,12 +147,12 @@ def admission(
     boundary = boundary or rights.refuses(call, caller)
     if boundary is not None and not reports:
         return Outcome(boundary)
-    account = rights.account(call, caller)
-    rows = account.rows
+    charged = rights.charged_rows(call, caller)
+    rows = charged.rows
     subjects = rights.subjects(caller, is_llm=isinstance(call, LLMCall))
     while True:
         try:
-            estimate, request, refusal = yield from _asking(call, caller, rights, account, subjects, estimator, prices, reports)
+            estimate, request, refusal = yield from _asking(call, caller, rights, charged, subjects, estimator, prices, reports)
         except _Refusal as refused:
             return Outcome(boundary or refused.decision, rows=rows)
         if refusal is None:
@@ -172,7 +172,7 @@ def _asking(
     call: Call,
     caller: Caller,
     rights: Rights,
-    account: Account,
+    charged: ChargedRows,
     subjects: tuple[str, ...],
     estimator: Estimator,
     prices: PriceSource,
@@ -187,24 +187,24 @@ def _asking(
     is_written = (
         isinstance(call, LLMCall)
         and call.max_output_tokens is None
-        and bool(account.amounts)
+        and bool(charged.amounts)
         and rights.llm.unbounded_output is _WRITE
     )
     may_be_old = not reports
     request, refusal, too_much = None, None, None
     while True:
         if is_written:
-            lefts = cast("Sequence[Left]", (yield ReadRows(account.amounts, may_be_old)))
+            lefts = cast("Sequence[Left]", (yield ReadRows(charged.amounts, may_be_old)))
         estimate = (
-            _estimate(call, caller, rights, account, estimator, prices, lefts) if isinstance(call, LLMCall) else NO_ESTIMATE
+            _estimate(call, caller, rights, charged, estimator, prices, lefts) if isinstance(call, LLMCall) else NO_ESTIMATE
         )
-        if may_be_old and _is_close(account.amounts, lefts, estimate):
+        if may_be_old and _is_close(charged.amounts, lefts, estimate):
             may_be_old = False
             continue
         output = estimate.output_tokens or 0
         if request is not None and too_much is not None and output >= too_much:
             return estimate, request, refusal
-        request = ReserveRows(account.rows, _charges(call, account, estimate), subjects)
+        request = ReserveRows(charged.rows, _charges(call, charged, estimate), subjects)
         refusal = cast("Refused | None", (yield request))
         if refusal is None or reports or not _may_fit(refusal, lefts):
             return estimate, request, refusal
@@ -226,26 +226,26 @@ def isolation_of(call: Call, caller: Caller, rights: Rights, isolated: Collectio
     return None if subject is None else Refused(RefusalKind.ISOLATED, subject)
 
 
-def _charges(call: Call, account: Account, estimate: Estimate) -> tuple[Charge, ...]:
+def _charges(call: Call, charged: ChargedRows, estimate: Estimate) -> tuple[Charge, ...]:
     if isinstance(call, ToolCall):
         asked = (0, call.cost_nanos, 0, 0)
     else:
         asked = (estimate.input_tokens + (estimate.output_tokens or 0), estimate.nanos, 1, 1)
-    return charges_of(account.charged, asked)
+    return charges_of(charged.places, asked)
 
 
 def _estimate(
     call: LLMCall,
     caller: Caller,
     rights: Rights,
-    account: Account,
+    charged: ChargedRows,
     estimator: Estimator,
     prices: PriceSource,
     lefts: Sequence[Left],
 ) -> Estimate:
-    """What to reserve. `lefts` is what the account's amounts have left, for a bound that has to be written."""
+    """What to reserve. `lefts` is what the charged amounts have left, for a bound that has to be written."""
     llm = rights.llm
-    bounding, money = account.bounding, account.money
+    bounding, money = charged.bounding, charged.money
     if llm.bound is _STRICT and bounding and not call.input_visible:
         why = f"llm.bound is strict, and part of the input is not in the request ({llm.rule})"
         sentence = f"{who(caller)} may not make {call.name!r}: {why}."
@@ -276,7 +276,7 @@ def _estimate(
             )
         output = llm.max_output_tokens
         if llm.unbounded_output is _WRITE:
-            output = written = _fitting_bound(call, account.amounts, lefts, rights.call_limits, input_tokens, price, output)
+            output = written = _fitting_bound(call, charged.amounts, lefts, rights.call_limits, input_tokens, price, output)
     output = None if output is None else output * call.choices
     nanos = bound_nanos(price, input_tokens, output or 0) if price else 0
     estimate = Estimate(input_tokens, output, written, price, nanos)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.decision import Effect
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from agentguard.core.call import Call, Target
     from agentguard.core.caller import Caller
-    from agentguard.core.limits import LimitRow
+    from agentguard.core.limits import Counted, LimitRow
     from agentguard.core.rights import Rights
     from agentguard.policy.model import AgentPolicy
 
@@ -45,18 +45,6 @@ class RuleTrace(NamedTuple):
     effect: Effect | None
     decides: bool = False
     why: str = ""
-
-
-class Counted(Protocol):
-    """What a ledger says of one row, in the unit of its limit."""
-
-    @property
-    def spent(self) -> int:
-        """What settled calls have used."""
-
-    @property
-    def held(self) -> int:
-        """What calls in flight hold."""
 
 
 def explain(
@@ -155,7 +143,7 @@ def _limits(call: Call, caller: Caller, rights: Rights, counted: Mapping[str, Co
     for limit in rights.call_limits:
         if isinstance(call, LLMCall):
             yield RuleTrace("", limit.rule, f"{amount_text(limit.amount, limit.unit)} per call", None, why="judged by its size")
-    for row in rights.account(call, caller).rows:
+    for row in rights.charged_rows(call, caller).rows:
         subject = row.subject.partition("@")[0]
         if (row.limit.per is Per.SESSION and not caller.session) or (row.limit.per is Per.INTERACTION and not caller.interaction):
             subject = f"each {row.limit.per}"

@@ -15,7 +15,7 @@ from copy import copy
 from datetime import UTC, datetime
 from enum import StrEnum
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from agentguard.policy.model import Limit, Unit, Window
 
@@ -51,6 +51,22 @@ class LimitRow(NamedTuple):
     def of(cls, subject: str, limit: Limit) -> LimitRow:
         """The row of a limit for a subject."""
         return cls(f"{subject}|{limit.unit}|{limit.window}|{limit.over}", subject, limit)
+
+
+class Counted(Protocol):
+    """What is counted in one row, in the unit of its limit."""
+
+    @property
+    def row(self) -> str:
+        """The row's key."""
+
+    @property
+    def spent(self) -> int:
+        """What settled calls have used."""
+
+    @property
+    def held(self) -> int:
+        """What calls in flight hold."""
 
 
 class Charge(NamedTuple):

@@ -33,19 +33,19 @@ _UNKNOWN = "-"
 """The subject of callers that name no user: they share one, so that leaving identity out gains nothing."""
 
 
-class Account(NamedTuple):
+class ChargedRows(NamedTuple):
     """What a call is charged to, and what follows from it.
 
     Attributes:
         rows: Every row of the call.
-        charged: The key of each, and the place of what it is charged in (tokens, nano-USD, calls, calls at once).
+        places: The key of each, and the place of what it is charged in (tokens, nano-USD, calls, calls at once).
         amounts: Those of them that count tokens or money.
         bounding: The limits, `per: call` included, that need the call's tokens or cost to be bounded beforehand.
         money: One of them that is in money; None when there is none.
     """
 
     rows: tuple[LimitRow, ...]
-    charged: tuple[tuple[str, int], ...]
+    places: tuple[tuple[str, int], ...]
     amounts: tuple[LimitRow, ...]
     bounding: tuple[Limit, ...]
     money: Limit | None
@@ -63,7 +63,7 @@ class Rights:
         self.llm: LLM = _strictest_llm([agent.llm for agent in agents if agent.llm is not None])
         self._hosts = [(agent, HostRules(agent.external_calls, provider_hosts(agent))) for agent in agents]
         self._unnamed_session = unnamed_session
-        self._accounts: dict[tuple[object, ...], Account] = {}
+        self._charged: dict[tuple[object, ...], ChargedRows] = {}
         self._passed: set[tuple[str | None, str, int, str]] = set()
         self.judges_tools: bool = any(agent.tools.allowed is not None for agent in agents) or any(
             resource.tools for resource in policy.resources
@@ -105,7 +105,7 @@ class Rights:
                 return refusal
         return None
 
-    def account(self, call: Call, caller: Caller) -> Account:
+    def charged_rows(self, call: Call, caller: Caller) -> ChargedRows:
         """What a call is charged to: the limits of each agent of the chain, of the fleet, and of the blocks around it."""
         is_llm = isinstance(call, LLMCall)
         by_model, by_session, by_interaction, by_user = self._counted
@@ -117,20 +117,20 @@ class Rights:
             caller.user if by_user else None,
             caller.blocks,
         )
-        account = self._accounts.get(key)
-        if account is None:
-            if len(self._accounts) >= _MAX_CACHED:
-                self._accounts.clear()
-            account = self._accounts[key] = self._account(caller, key[1], is_llm=is_llm)
-        return account
+        charged = self._charged.get(key)
+        if charged is None:
+            if len(self._charged) >= _MAX_CACHED:
+                self._charged.clear()
+            charged = self._charged[key] = self._charged_rows(caller, key[1], is_llm=is_llm)
+        return charged
 
-    def _account(self, caller: Caller, model: str, *, is_llm: bool) -> Account:
+    def _charged_rows(self, caller: Caller, model: str, *, is_llm: bool) -> ChargedRows:
         rows = tuple(self._rows_of(caller, model, is_llm=is_llm))
         amounts = tuple(row for row in rows if row.limit.unit in AMOUNTS)
         bounding = (*(row.limit for row in amounts), *(limit for limit in self.call_limits if limit.unit in AMOUNTS))
         money = next((limit for limit in bounding if limit.unit is Unit.USD), None)
-        charged = tuple((row.key, _PLACES[row.limit.unit]) for row in rows)
-        return Account(rows, charged, amounts, bounding, money)
+        places = tuple((row.key, _PLACES[row.limit.unit]) for row in rows)
+        return ChargedRows(rows, places, amounts, bounding, money)
 
     def subjects(self, caller: Caller, *, is_llm: bool = False) -> tuple[str, ...]:
         """Everything that an isolation of would stop this caller; with `is_llm`, in an LLM call."""

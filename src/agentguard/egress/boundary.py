@@ -43,7 +43,7 @@ class Endpoint(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
+class AgentReach:
     """What one agent may reach: the part of its policy that the kernel can hold. Satisfies what `HostRules` asks of lists."""
 
     agent: str
@@ -91,7 +91,7 @@ class Reach:
         """The line to look at for a rule that a verdict names."""
         return self.blocked_at if rule.endswith("blocked_domains") else self.allowed_at
 
-    def lies_within(self, other: Reach) -> bool:
+    def lies_within(self, other: AgentReach) -> bool:
         """Whether this reach provably allows nothing that the other refuses. False may mean that it cannot be shown."""
         if other.is_unwritten or self.is_unwritten:
             return other.is_unwritten
@@ -115,7 +115,7 @@ class Boundary:
         path: The policy file, for messages; empty for a policy that was built by hand.
     """
 
-    reaches: tuple[Reach, ...]
+    reaches: tuple[AgentReach, ...]
     endpoints: tuple[Endpoint, ...] = ()
     is_enforced: bool = True
     path: str = ""
@@ -128,7 +128,7 @@ class Boundary:
     def of(cls, policy: Policy, endpoints: Iterable[Endpoint] = ()) -> Self:
         """The boundary of a policy: the union of its agents."""
         return cls(
-            reaches=tuple(map(Reach.of, policy.agents)),
+            reaches=tuple(map(AgentReach.of, policy.agents)),
             endpoints=tuple(Endpoint(canonical(host), port) for host, port in endpoints),
             is_enforced=policy.mode == "enforce",
             path=policy.path,
@@ -246,7 +246,7 @@ def _says_more(new: Verdict, told: Verdict) -> bool:
     return told.why.startswith("not in ") and not new.why.startswith("not in ")
 
 
-def _is_opened_by(entry: HostPattern, other: Reach) -> bool:
+def _is_opened_by(entry: HostPattern, other: AgentReach) -> bool:
     if entry in other.opened:
         return True
     # A more specific entry than the other's may stand above what blocks there, and may carry into private space.
@@ -280,7 +280,7 @@ def _is_below(path: str, top: str) -> bool:
     return path == top or path.startswith(top.rstrip("/") + "/")
 
 
-def _written(reach: Reach) -> dict[str, Any]:
+def _written(reach: AgentReach) -> dict[str, Any]:
     return {
         "agent": reach.agent,
         "allowed_domains": _texts(reach.allowed_domains),
@@ -295,8 +295,8 @@ def _written(reach: Reach) -> dict[str, Any]:
     }
 
 
-def _read(document: dict[str, Any]) -> Reach:
-    return Reach(
+def _read(document: dict[str, Any]) -> AgentReach:
+    return AgentReach(
         **document
         | {
             "allowed_domains": _patterns(document["allowed_domains"]),

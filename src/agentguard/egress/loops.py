@@ -28,10 +28,10 @@ class Loops:
         name = queried(args[0] if args else kwargs.get("host"))
         if name is None:
             return await wrapped(*args, **kwargs)
-        asking = self._net.judge_lookup(name)
+        asker = self._net.judge_lookup(name)
         flags = kwargs.get("flags", 0)
         found = await wrapped(*args, **{**kwargs, "flags": flags | socket.AI_CANONNAME})
-        take = functools.partial(self._net.take_answers, asking, name)
+        take = functools.partial(self._net.take_answers, asker, name)
         return answers(found, take, is_canonical_wanted=bool(flags & socket.AI_CANONNAME))
 
     async def getnameinfo(self, wrapped: Callable[..., Any], _loop: Any, args: Args, kwargs: Kwargs) -> Any:

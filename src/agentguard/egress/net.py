@@ -50,7 +50,7 @@ class Take(Protocol):
         """Pin what may be reached, and return it; None when all may be handed on."""
 
 
-class Asking(NamedTuple):
+class Asker(NamedTuple):
     """Who asks: the guard in scope, the caller, and what it may reach."""
 
     guard: Guard
@@ -90,28 +90,28 @@ class Net:
         Raises:
             EgressDenied: The caller may not look the name up, or (from what is yielded) may reach none of its addresses.
         """
-        asking = self.judge_lookup(name)
+        asker = self.judge_lookup(name)
         self._thread.is_looking_up = True
         try:
-            yield lambda addresses, aliases=(): self.take_answers(asking, name, addresses, aliases)
+            yield lambda addresses, aliases=(): self.take_answers(asker, name, addresses, aliases)
         finally:
             self._thread.is_looking_up = False
 
-    def judge_lookup(self, name: str) -> Asking | None:
+    def judge_lookup(self, name: str) -> Asker | None:
         """Judge a name before it is looked up. Returns what `take_answers` needs; None when nobody judges.
 
         Raises:
             EgressDenied: The caller may not look it up.
         """
-        asking = self._asking()
-        if asking is not None and not self._is_own(name):
-            refusal = asking.reach.refuses_lookup(name, asking.caller)
+        asker = self._asker()
+        if asker is not None and not self._is_own(name):
+            refusal = asker.reach.refuses_lookup(name, asker.caller)
             if refusal is not None:
-                _refuse(asking, _lookup(name), refusal, is_known=True)
-        return asking
+                _refuse(asker, _lookup(name), refusal, is_known=True)
+        return asker
 
     def take_answers(
-        self, asking: Asking | None, name: str, addresses: Iterable[str], aliases: Iterable[str] = ()
+        self, asker: Asker | None, name: str, addresses: Iterable[str], aliases: Iterable[str] = ()
     ) -> frozenset[str] | None:
         """Pin those addresses of a name that may be reached, and return them; None when all may be handed on.
 
@@ -121,22 +121,22 @@ class Net:
             EgressDenied: None of them may be reached, or the name is an alias of one that is blocked.
         """
         found = list(addresses)
-        if asking is None:
+        if asker is None:
             self.pins.pin(name, found, PIN_SECONDS)
             return None
         if self._is_own(name):
-            if asking.reach.refuses_lookup(name, asking.caller) is None:
+            if asker.reach.refuses_lookup(name, asker.caller) is None:
                 self.pins.pin(name, found, PIN_SECONDS)
             return None
         for alias in aliases:
-            if alias and (refusal := asking.reach.refuses_alias(name, alias, asking.caller)):
-                _refuse(asking, _lookup(name), refusal)
-        refusals = {address: asking.reach.refuses_answer(name, address, asking.caller) for address in found}
+            if alias and (refusal := asker.reach.refuses_alias(name, alias, asker.caller)):
+                _refuse(asker, _lookup(name), refusal)
+        refusals = {address: asker.reach.refuses_answer(name, address, asker.caller) for address in found}
         good = frozenset(address for address, refusal in refusals.items() if refusal is None)
         first = next((refusal for refusal in refusals.values() if refusal is not None), None)
         if first is not None and not good:
-            _refuse(asking, _lookup(name), first, is_known=asking.reach.refuses_lookup(name, asking.caller) is not None)
-        is_reported = asking.guard.policy.mode is Mode.REPORT
+            _refuse(asker, _lookup(name), first, is_known=asker.reach.refuses_lookup(name, asker.caller) is not None)
+        is_reported = asker.guard.policy.mode is Mode.REPORT
         self.pins.pin(name, found if is_reported else good, PIN_SECONDS)
         return None if is_reported else good
 
@@ -149,12 +149,12 @@ class Net:
             EgressDenied: It may not be reached. It is an `OSError` too, which all who ask for a name expect: `http.server`
                 asks for that of its own address.
         """
-        asking = self._asking()
-        if asking is None or _is_private(address):
+        asker = self._asker()
+        if asker is None or _is_private(address):
             return
-        refusal = asking.reach.refuses_reverse_lookup(address, self.pins.names_of(address), asking.caller)
+        refusal = asker.reach.refuses_reverse_lookup(address, self.pins.names_of(address), asker.caller)
         if refusal is not None:
-            _refuse(asking, _lookup(address), refusal, socket.herror)
+            _refuse(asker, _lookup(address), refusal, socket.herror)
 
     # --- connections ------------------------------------------------------------------------------------------------
 
@@ -164,25 +164,25 @@ class Net:
         Raises:
             EgressDenied: The caller may not reach it.
         """
-        asking = self._asking()
-        if asking is None:
+        asker = self._asker()
+        if asker is None:
             return
         if not is_dotted_quad(address):
             with suppress(HostError):
                 address = canonical(address)
         names = self.pins.names_of(address)
         call = HTTPCall("CONNECT", Target("tcp" if is_stream else "udp", min(names, default=address), port, "/"))
-        refusal = self._isolation(asking, call)
+        refusal = self._isolation(asker, call)
         if refusal is None and not is_stream:
-            refusal = asking.reach.refuses_datagrams(address, asking.caller)
+            refusal = asker.reach.refuses_datagrams(address, asker.caller)
         if refusal is None:
-            refusal = asking.reach.refuses_connection(address, port, names, asking.caller)
+            refusal = asker.reach.refuses_connection(address, port, names, asker.caller)
             if refusal is not None:
-                allowed = any(asking.reach.refuses_lookup(name, asking.caller) is None for name in names)
-                _refuse(asking, call, refusal, is_known=not allowed)
+                allowed = any(asker.reach.refuses_lookup(name, asker.caller) is None for name in names)
+                _refuse(asker, call, refusal, is_known=not allowed)
                 return
         if refusal is not None:
-            _refuse(asking, call, refusal)
+            _refuse(asker, call, refusal)
 
     def judge_datagrams(self) -> None:
         """Judge an endpoint that may send datagrams to anywhere.
@@ -190,9 +190,9 @@ class Net:
         Raises:
             EgressDenied: The caller may send none.
         """
-        asking = self._asking()
-        if asking is not None and (refusal := asking.reach.refuses_datagrams("anywhere", asking.caller)):
-            _refuse(asking, HTTPCall("CONNECT", Target("udp", "*", 0, "")), refusal)
+        asker = self._asker()
+        if asker is not None and (refusal := asker.reach.refuses_datagrams("anywhere", asker.caller)):
+            _refuse(asker, HTTPCall("CONNECT", Target("udp", "*", 0, "")), refusal)
 
     def judge_hidden_lookup(self, name: str, port: int) -> None:
         """Judge a connection by a name, whose look-up nobody saw.
@@ -200,9 +200,9 @@ class Net:
         Raises:
             EgressDenied: The caller's hosts are listed.
         """
-        asking = self._asking()
-        if asking is not None and (refusal := asking.reach.refuses_hidden_lookup(name, asking.caller)):
-            _refuse(asking, HTTPCall("CONNECT", Target("tcp", name, port, "/")), refusal)
+        asker = self._asker()
+        if asker is not None and (refusal := asker.reach.refuses_hidden_lookup(name, asker.caller)):
+            _refuse(asker, HTTPCall("CONNECT", Target("tcp", name, port, "/")), refusal)
 
     def judge_socket(self, address: str | bytes) -> None:
         """Judge a Unix socket.
@@ -210,12 +210,12 @@ class Net:
         Raises:
             EgressDenied: It is neither the program's own nor listed.
         """
-        asking = self._asking()
-        if asking is None:
+        asker = self._asker()
+        if asker is None:
             return
         path = path_of(address)
-        if refusal := asking.reach.refuses_socket(path, own_folders(), asking.caller):
-            _refuse(asking, HTTPCall("CONNECT", Target("unix", path, 0, "")), refusal)
+        if refusal := asker.reach.refuses_socket(path, own_folders(), asker.caller):
+            _refuse(asker, HTTPCall("CONNECT", Target("unix", path, 0, "")), refusal)
 
     def judge_family(self, family: str) -> None:
         """Judge a socket of a kind that no list can speak of.
@@ -223,17 +223,17 @@ class Net:
         Raises:
             EgressDenied: The caller's hosts are listed.
         """
-        asking = self._asking()
-        if asking is not None and (refusal := asking.reach.refuses_family(family, asking.caller)):
-            _refuse(asking, HTTPCall("CONNECT", Target(family.lower(), family, 0, "")), refusal)
+        asker = self._asker()
+        if asker is not None and (refusal := asker.reach.refuses_family(family, asker.caller)):
+            _refuse(asker, HTTPCall("CONNECT", Target(family.lower(), family, 0, "")), refusal)
 
     # --- who asks ---------------------------------------------------------------------------------------------------
 
     @property
     def is_judging(self) -> bool:
         """Whether there is anything to judge for the caller: a list of hosts, or an isolation."""
-        asking = self._asking()
-        return asking is not None and (not asking.reach.is_unwritten or bool(asking.guard.isolated))
+        asker = self._asker()
+        return asker is not None and (not asker.reach.is_unwritten or bool(asker.guard.isolated))
 
     @property
     def is_enforcing(self) -> bool:
@@ -241,7 +241,7 @@ class Net:
         guard = self._resolve()
         return guard is not None and guard.policy.mode is Mode.ENFORCE
 
-    def _asking(self) -> Asking | None:
+    def _asker(self) -> Asker | None:
         guard = self._resolve()
         if guard is None or OWN_TRAFFIC.get():
             return None
@@ -250,15 +250,15 @@ class Net:
         reach = self._reaches.get(rights)
         if reach is None:
             reach = self._reaches[rights] = Reach(rights)
-        return Asking(guard, caller, reach)
+        return Asker(guard, caller, reach)
 
-    def _isolation(self, asking: Asking, call: HTTPCall) -> Decision | None:
-        isolated = asking.guard.isolated
+    def _isolation(self, asker: Asker, call: HTTPCall) -> Decision | None:
+        isolated = asker.guard.isolated
         if not isolated:
             return None
-        for subject in asking.guard.rights(asking.caller).subjects(asking.caller):
+        for subject in asker.guard.rights(asker.caller).subjects(asker.caller):
             if subject in isolated:
-                return refusal_of(Refused(RefusalKind.ISOLATED, subject), call, asking.caller, ())
+                return refusal_of(Refused(RefusalKind.ISOLATED, subject), call, asker.caller, ())
         return None
 
     def _is_own(self, name: str) -> bool:
@@ -288,22 +288,22 @@ def _lookup(name: str) -> HTTPCall:
     return HTTPCall("RESOLVE", Target("dns", name, 0, ""))
 
 
-def _refuse(asking: Asking, call: HTTPCall, decision: Decision, *bases: type, is_known: bool = False) -> None:
+def _refuse(asker: Asker, call: HTTPCall, decision: Decision, *bases: type, is_known: bool = False) -> None:
     """Tell a refusal, and raise it unless the policy only reports.
 
     Args:
-        asking: Who asked.
+        asker: Who asked.
         call: What for.
         decision: The refusal.
         bases: Further bases of the exception.
         is_known: Whether a seam above refuses the same host by its name. In report mode it has told of it, and let it go on.
     """
-    guard = asking.guard
+    guard = asker.guard
     is_enforced = guard.policy.mode is Mode.ENFORCE
     current = CURRENT.get()
     if not is_enforced and is_known and current is not None and not isinstance(current.call, ToolCall):
         return
     span = None if guard.spans is None else guard.spans.around()
-    guard.tell(CallDenied(guard.clock.time(), next(guard.ids), call, asking.caller, decision, is_enforced, span))
+    guard.tell(CallDenied(guard.clock.time(), next(guard.ids), call, asker.caller, decision, is_enforced, span))
     if is_enforced:
         raise refuse(decision, call, *bases)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LOOKUPS = frozenset({"getaddrinfo", "getnameinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr", "_getaddrinfo_debug"})
 
 
-class Loops(Protocol):
+class LoopJudge(Protocol):
     """What judges the methods of a loop that connects in C: wrappers, as a seam takes them."""
 
     async def getaddrinfo(self, wrapped: Callable[..., Any], loop: Any, args: Args, kwargs: Kwargs) -> Any:
@@ -42,7 +42,7 @@ class Loops(Protocol):
         """Connect a Unix socket."""
 
 
-def integrations(loops: Loops) -> tuple[Integration, ...]:
+def integrations(loops: LoopJudge) -> tuple[Integration, ...]:
     """The seams of event loops; `loops` judges what uvloop does in C."""
     uvloop = (
         (Seam("uvloop", "Loop.getaddrinfo", ("host", "port")), loops.getaddrinfo),

@@ -38,7 +38,7 @@ CLOCK_WINDOWS = ("minute", "hour", "day", "month")
 """The windows that follow the clock in UTC."""
 
 
-class Amount(NamedTuple):
+class WrittenAmount(NamedTuple):
     """What a limit bounds.
 
     Attributes:
@@ -54,7 +54,7 @@ class Amount(NamedTuple):
     text: str
 
 
-def read_amount(text: str) -> Amount:
+def read_amount(text: str) -> WrittenAmount:
     """Read `5000 tokens`, `$20.00`, `50 calls`, `4 concurrent_calls` or `1000_requests_per_hour`.
 
     Raises:
@@ -62,12 +62,12 @@ def read_amount(text: str) -> Amount:
     """
     plain = text.strip()
     if money := _MONEY.fullmatch(plain):
-        return Amount(_bounded(text, _nanos(text, money)), Unit.USD, None, text)
+        return WrittenAmount(_bounded(text, _nanos(text, money)), Unit.USD, None, text)
     if count := _COUNT.fullmatch(plain):
         unit = count["unit"].replace(" ", "_").rstrip("s") + "s"
-        return Amount(_bounded(text, _whole(text, count)), _UNITS[unit], None, text)
+        return WrittenAmount(_bounded(text, _whole(text, count)), _UNITS[unit], None, text)
     if rate := _RATE.fullmatch(plain):
-        return Amount(_bounded(text, _whole(text, rate)), Unit.CALLS, float(_SECONDS[rate["period"]]), text)
+        return WrittenAmount(_bounded(text, _whole(text, rate)), Unit.CALLS, float(_SECONDS[rate["period"]]), text)
     if calls := _CALL_RATE.fullmatch(plain):
         raise ValueError(f"a rate counts requests: write '{calls['count']}_requests_per_{calls['period']}', found {text!r}")
     raise ValueError(f'expected an amount such as "$5.00" or "5000 tokens", found {text!r}')
@@ -88,7 +88,7 @@ def write_amount(limit: Limit) -> str:
     return f"{limit.amount} {limit.unit}"
 
 
-def _said(text: str) -> Amount | None:
+def _said(text: str) -> WrittenAmount | None:
     try:
         return read_amount(text)
     except ValueError:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
 
-    from agentguard.testing._ledger import Ledger
+    from agentguard.testing._served import Served
     from agentguard.testing.records import RecordedRequest
 
 _GZIP_FORMAT = 31
@@ -66,13 +66,13 @@ class Api(Protocol):
 
 
 class Exchange:
-    """One request, the API that understands it, and the ledger that its answer is written into."""
+    """One request, the API that understands it, and the totals that its answer is counted in."""
 
-    def __init__(self, request: RecordedRequest, connection: Connection, api: Api, ledger: Ledger, number: int) -> None:
+    def __init__(self, request: RecordedRequest, connection: Connection, api: Api, served: Served, number: int) -> None:
         self._request = request
         self._connection = connection
         self._api = api
-        self._ledger = ledger
+        self._served = served
         self._number = number
         self._request_id = f"req_{number:024x}"
 
@@ -96,8 +96,8 @@ class Exchange:
         self._let_time_pass(reply.delay, reply.hold)
         body = self._api.whole(ask, answer, self._number)
         if self._api.is_call:
-            self._ledger.count_served(self._request, answer.usage.input_tokens)
-            self._ledger.count_output(self._request, answer.usage.output_tokens)
+            self._served.count_served(self._request, answer.usage.input_tokens)
+            self._served.count_output(self._request, answer.usage.output_tokens)
         return self._send(200, body, reply)
 
     def _send(self, status: int, body: bytes, reply: Reply) -> bool:
@@ -118,12 +118,12 @@ class Exchange:
         if packing.compresses:
             headers["content-encoding"] = "gzip"
         self._request.status = 200
-        self._ledger.count_served(self._request, answer.usage.input_tokens)
+        self._served.count_served(self._request, answer.usage.input_tokens)
         self._write(head(200, headers, None) + packing.pack(stream.opening))
 
         if not self._write_chunks(stream.chunks, shares_of(answer, ask), reply, packing):
             return self._break_off(reply, packing)
-        self._ledger.count_output(self._request, answer.usage.output_tokens - self._request.output_tokens_sent)
+        self._served.count_output(self._request, answer.usage.output_tokens - self._request.output_tokens_sent)
         self._write(packing.pack(stream.closing) + packing.end(), is_last=True)
         return True
 
@@ -146,12 +146,12 @@ class Exchange:
 
     def _write_chunk(self, content: bytes, tokens: int) -> None:
         self._request.chunks_sent += 1
-        self._ledger.count_output(self._request, tokens)
+        self._served.count_output(self._request, tokens)
         try:
             self._write(content)
         except ClientGoneError:
             self._request.chunks_sent -= 1
-            self._ledger.count_output(self._request, -tokens)
+            self._served.count_output(self._request, -tokens)
             raise
 
     def _break_off(self, reply: Reply, packing: Packing) -> bool:
@@ -186,8 +186,8 @@ class Exchange:
         is_limited = status == _TOO_MANY_REQUESTS
         usual = Limits()
         limits = Limits(
-            requests_left=0 if is_limited else max(0, usual.requests - self._ledger.calls),
-            tokens_left=max(0, usual.tokens - self._ledger.tokens),
+            requests_left=0 if is_limited else max(0, usual.requests - self._served.calls),
+            tokens_left=max(0, usual.tokens - self._served.tokens),
             reset_seconds=math.ceil(reply.retry_after or 1) if is_limited else 0,
         )
         headers = self._api.headers(self._request_id, limits)

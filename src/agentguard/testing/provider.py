@@ -24,7 +24,7 @@ from agentguard.testing import _anthropic, _openai, _openai_completions, _openai
 from agentguard.testing._answer import BadRequestError, Problem
 from agentguard.testing._exchange import Api, Exchange
 from agentguard.testing._json import to_bytes
-from agentguard.testing._ledger import Ledger
+from agentguard.testing._served import Served
 from agentguard.testing.reply import Reply, ToolCall
 from agentguard.testing.server import LoopbackServer
 
@@ -103,7 +103,7 @@ class Provider(LoopbackServer):
         self._default = _Scripted(Reply())
         self._queue: deque[_Scripted] = deque()
         self._number = 0
-        self._ledger = Ledger()
+        self._served = Served()
         super().__init__(host, port, keep=keep)
 
     def reply(self, script: Script) -> None:
@@ -122,38 +122,38 @@ class Provider(LoopbackServer):
     @property
     def calls(self) -> int:
         """How many LLM calls arrived, refused and failed ones and every retry included."""
-        return self._ledger.calls
+        return self._served.calls
 
     @property
     def served(self) -> int:
         """How many LLM calls were answered by the model, at least in part."""
-        return self._ledger.served
+        return self._served.served
 
     @property
     def tokens(self) -> int:
         """Input and output tokens of all answers; of streams what was actually sent."""
-        return self._ledger.tokens
+        return self._served.tokens
 
     @property
     def input_tokens(self) -> int:
         """Input tokens of all answers."""
-        return self._ledger.input_tokens
+        return self._served.input_tokens
 
     @property
     def output_tokens(self) -> int:
         """Output tokens of all answers; of streams what was actually sent."""
-        return self._ledger.output_tokens
+        return self._served.output_tokens
 
     def stats(self) -> dict[str, int]:
         """All counters by name, as `GET /_/stats` answers them."""
-        return {"requests": self._request_count, "in_flight": self.in_flight} | self._ledger.totals()
+        return {"requests": self._request_count, "in_flight": self.in_flight} | self._served.totals()
 
     def clear(self) -> None:
         """Forget requests, counters and queued replies; the default reply and the keys stay."""
         super().clear()
         with self._lock:
             self._queue.clear()
-            self._ledger = Ledger()  # what is in flight goes on writing into the old one
+            self._served = Served()  # what is in flight goes on writing into the old one
 
     def _is_control(self, request: RecordedRequest) -> bool:
         return request.path.startswith("/_/")
@@ -165,7 +165,7 @@ class Provider(LoopbackServer):
             self._number += 1
             number = self._number
         api = _api_of(request)
-        exchange = Exchange(request, connection, api or _OPENAI_MODELS, self._ledger, number)
+        exchange = Exchange(request, connection, api or _OPENAI_MODELS, self._served, number)
         if api is None:
             message = f"Invalid URL ({request.method} {request.path})"
             return exchange.refuse(404, Problem(message=message, code="unknown_url"))
@@ -182,7 +182,7 @@ class Provider(LoopbackServer):
         super()._record(request)
         api = _api_of(request)
         if api is not None and api.is_call:
-            self._ledger.count_call()
+            self._served.count_call()
 
     def _refuses_key(self, key: str) -> bool:
         return key in self.revoked_keys or (self.accepted_keys is not None and key not in self.accepted_keys)

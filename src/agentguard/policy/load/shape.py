@@ -71,12 +71,12 @@ def _host(value: object) -> HostPattern:
     return HostPattern.parse(_text(value, "a host such as 'api.ourservice.com'"))
 
 
-def _amount(value: object) -> grammar.Amount:
+def _amount(value: object) -> grammar.WrittenAmount:
     text = _text(value, 'an amount such as "$5.00" or "5000 tokens"')
     return grammar.read_amount(text)
 
 
-def _rate(value: object) -> grammar.Amount:
+def _rate(value: object) -> grammar.WrittenAmount:
     amount = _amount(value)
     if amount.rate_seconds is None:
         raise ValueError(f"expected a rate such as '1000_requests_per_hour', found {found(value)}")
@@ -183,8 +183,8 @@ def _text_like(reader: Callable[[Any], object], *examples: str) -> GetPydanticSc
 Name = Annotated[str, _read(_name, type="string", minLength=1, maxLength=128)]
 Provider = Annotated[str, _read(_provider, type="string", enum=sorted(PROVIDER_HOSTS))]
 Host = Annotated[HostPattern, _text_like(_host, "*.ourservice.com", "10.1.0.0/16:8443")]
-AmountText = Annotated[grammar.Amount, _text_like(_amount, "5000 tokens", "$20.00", "4 concurrent_calls")]
-RateText = Annotated[grammar.Amount, _text_like(_rate, "1000_requests_per_hour")]
+AmountText = Annotated[grammar.WrittenAmount, _text_like(_amount, "5000 tokens", "$20.00", "4 concurrent_calls")]
+RateText = Annotated[grammar.WrittenAmount, _text_like(_rate, "1000_requests_per_hour")]
 WindowText = Annotated[Window, _text_like(_window, "day", "90s")]
 Money = Annotated[int, _text_like(grammar.read_money, "$1.25")]
 Percent = Annotated[int, _text_like(grammar.read_percent, "80%")]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from agentguard.testing.records import RecordedRequest
 
 
-class Ledger:
+class Served:
     """Running totals since the provider started or was cleared."""
 
     def __init__(self) -> None:
