@@ -76,9 +76,7 @@ class Ledger:
         try:
             answer = self._decide(request)
         except StoreUnavailable as error:
-            if not self._goes_uncounted(ask, error):
-                self._in_doubt.append(request.id)
-                raise
+            self._go_uncounted(request, ask, error)
             return None
         return None if answer is GRANTED else self._granted(answer)
 
@@ -90,9 +88,7 @@ class Ledger:
         try:
             answer = await self._adecide(request)
         except StoreUnavailable as error:
-            if not self._goes_uncounted(ask, error):
-                self._in_doubt.append(request.id)
-                raise
+            self._go_uncounted(request, ask, error)
             return None
         except asyncio.CancelledError:
             self._in_doubt.append(request.id)
@@ -130,18 +126,23 @@ class Ledger:
             self._guard.tell(BudgetThresholdCrossed(self._guard.clock.time(), crossed))
         return answer.refused
 
-    def _goes_uncounted(self, ask: ReserveRows, error: StoreUnavailable) -> bool:
-        """Whether a call is made though the store gives no answer: if each of its limits says `on_store_down: open`.
+    def _go_uncounted(self, request: Reserve, ask: ReserveRows, error: StoreUnavailable) -> None:
+        """Let a call be made though the store gives no answer: if each of its limits says `on_store_down: open`.
 
-        A call without limits is not: its agent may be isolated. In report mode every call is, since nothing is refused there.
+        A call without limits is not made: its agent may be isolated. In report mode all are, since nothing is refused there.
+
+        Raises:
+            StoreUnavailable: `error`. The store may have admitted the call all the same.
         """
         if self._guard.in_force.reports:
             if not self._has_missed:
                 self._has_missed = True
                 logger.warning("agentguard: calls go on uncounted in report mode while the store does not answer: %s", error)
-            return True
+            return
         charged = {charge.row for charge in ask.charges}
-        return bool(charged) and all(row.limit.on_store_down is OnStoreDown.OPEN for row in ask.rows if row.key in charged)
+        if not charged or any(row.limit.on_store_down is not OnStoreDown.OPEN for row in ask.rows if row.key in charged):
+            self._in_doubt.append(request.id)
+            raise error
 
     # --- on its way -------------------------------------------------------------------------------------------------
 
@@ -183,11 +184,9 @@ class Ledger:
         Returns:
             False when the store gave no answer: the call is charged when it does.
         """
-        admitted.read()
-        usage = admitted.used(ending)
-        nanos = admitted.cost(usage)
+        usage, nanos, actual = _used(admitted, ending)
         try:
-            settled = self._store.settle(admitted.id, Amounts(usage.total_tokens, nanos or 0))
+            settled = self._store.settle(admitted.id, actual)
         except StoreUnavailable as error:
             # The call was made, and its answer is the caller's. What it holds stays held until the store is back.
             logger.warning("agentguard: a call could not be settled, its reservation stands until it can: %s", error)
@@ -200,12 +199,10 @@ class Ledger:
 
     def _try_settle(self, admitted: Admission, ending: Ending) -> bool:
         """Charge a call if that takes no waiting. Returns whether it did."""
-        admitted.read()
-        usage = admitted.used(ending)
-        nanos = admitted.cost(usage)
+        usage, nanos, actual = _used(admitted, ending)
         settled = None
         with suppress(StoreUnavailable):  # whoever settles it in a thread says so
-            settled = self._store.try_settle(admitted.id, Amounts(usage.total_tokens, nanos or 0))
+            settled = self._store.try_settle(admitted.id, actual)
         if settled is None:
             return False
         self._guard.open_calls.remove(admitted)
@@ -343,6 +340,14 @@ class Ledger:
     def forget(self, keys: Iterable[str]) -> None:
         """Drop rows."""
         self._store.forget(keys)
+
+
+def _used(admitted: Admission, ending: Ending) -> tuple[Usage, int | None, Amounts]:
+    """What a call that has ended has used, what that costs in nano-USD (None: nobody prices it), and both to be charged."""
+    admitted.read()
+    usage = admitted.used(ending)
+    nanos = admitted.cost(usage)
+    return usage, nanos, Amounts(usage.total_tokens, nanos or 0)
 
 
 def _queued(endings: queue.SimpleQueue[tuple[Admission, Ending]]) -> Iterator[tuple[Admission, Ending]]:
