@@ -492,3 +492,35 @@ def test_a_correction_takes_back_what_was_spent(store):
         store.settle(f"correct-{name}", actual)
 
     assert [balance(store, row) for row in (TOKENS, MONEY, CALLS)] == [(70, 0), (200, 0), (1, 0)]
+
+
+# --- words of which UTF-8 has none: they come from files' names, and from JSON ------------------------------------------
+
+LONE = LimitRow.of("session:\udc80@agent:a", Limit(amount=9, unit=Unit.TOKENS, per=Per.SESSION, warn_at=(50,)))
+
+
+def test_a_row_with_a_lone_surrogate_is_counted_and_read_back(store):
+    store.register([LONE])
+    call = "call\udc81"
+
+    taken = store.reserve(Reserve(call, (Charge(LONE.key, 5),), (LONE.subject,)))
+    more = store.extend(call, [Charge(LONE.key, 1)])
+    refused = store.reserve(Reserve("2", (Charge(LONE.key, 9),), (LONE.subject,)))
+
+    assert (taken.refused, more.charges) == (None, (Charge(LONE.key, 1),))
+    assert (refused.kind, refused.row) == (RefusalKind.CONTENDED, LONE.key)
+    assert LONE in [row for row, _ in store.rows()]
+    assert [(hold.id, hold.charges) for hold in store.holds()] == [(call, (Charge(LONE.key, 6),))]
+    assert store.settle(call, Amounts(6)).first
+    assert balance(store, LONE) == (6, 0)
+    store.forget([LONE.key])
+    assert store.read([LONE.key]) == []
+
+
+def test_a_subject_with_a_lone_surrogate_is_isolated_and_restored(store):
+    store.isolate(LONE.subject, on=True, by="\udc81", why="\udc82")
+
+    assert store.reserve(Reserve("1", (), (LONE.subject,))) == Refused(RefusalKind.ISOLATED, LONE.subject)
+    assert [isolation[:3] for isolation in store.isolations()] == [(LONE.subject, "\udc81", "\udc82")]
+    store.isolate(LONE.subject, on=False, by="ada", why="\udc82")
+    assert store.reserve(Reserve("2", (), (LONE.subject,))) == GRANTED

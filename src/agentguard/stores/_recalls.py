@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from agentguard.stores._rows import bound, unbound
 from agentguard.stores._watchers import Watchers
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ class Recalls(Watchers[[Sequence[str]]]):
         found = db.execute("SELECT number, key FROM recalls WHERE number > ?", (self._told,)).fetchall()
         if found:
             self._told = found[-1][0]
-        return list(dict.fromkeys(key for _, key in found))
+        return list(dict.fromkeys(unbound(key) for _, key in found))
 
 
 def write(db: sqlite3.Connection, keys: Sequence[str]) -> None:
     """Write down that rows are recalled."""
-    db.executemany("INSERT INTO recalls VALUES (NULL, ?)", [(key,) for key in keys])
+    db.executemany("INSERT INTO recalls VALUES (NULL, ?)", [(bound(key),) for key in keys])
     db.execute(f"DELETE FROM recalls WHERE number <= (SELECT MAX(number) FROM recalls) - {_KEPT}")  # noqa: S608 - a constant

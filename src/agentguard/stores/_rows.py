@@ -54,7 +54,7 @@ class KnownRows:
             self._built.clear()
         (epoch,) = db.execute("SELECT epoch FROM control").fetchone()
         if epoch != self._epoch:
-            self.isolated = frozenset(subject for (subject,) in db.execute("SELECT subject FROM isolations"))
+            self.isolated = frozenset(unbound(subject) for (subject,) in db.execute("SELECT subject FROM isolations"))
             self._epoch = epoch
         self._version = version
 
@@ -77,7 +77,7 @@ class KnownRows:
         known = self._by_key
         absent = [key for key in keys if key not in known]
         if absent:
-            for found in db.execute(_select_by_key(len(absent)), absent).fetchall():
+            for found in db.execute(_select_by_key(len(absent)), [bound(key) for key in absent]).fetchall():
                 self._build(db, found)
         return {key: known[key] for key in keys if key in known}
 
@@ -93,7 +93,7 @@ class KnownRows:
     def all(self, db: sqlite3.Connection) -> list[tuple[str, Limit, Row]]:
         """Every row, with its subject and its limit, in the order in which they were registered."""
         found = db.execute(f"SELECT c.subject, {_COLUMNS} FROM counters c ORDER BY c.id").fetchall()  # noqa: S608 - constants
-        return [(subject, self.limit(db, counted[2]), self._build(db, counted)) for subject, *counted in found]
+        return [(unbound(subject), self.limit(db, counted[2]), self._build(db, counted)) for subject, *counted in found]
 
     def write(self, db: sqlite3.Connection, rows: Iterable[Row], now: float) -> None:
         """Write down what rows have counted."""
@@ -126,7 +126,8 @@ class KnownRows:
 
     def _build(self, db: sqlite3.Connection, found: Sequence[Any]) -> Row:
         """A row as it is written now. The object may be an old one: to build it is most of the cost."""
-        row_id, key, limit_id, *counted = found
+        row_id, written, limit_id, *counted = found
+        key = unbound(written)
         known_limit, row = self._built.get(row_id, (0, None))
         if row is None or known_limit != limit_id:
             row = Row.of(key, self.limit(db, limit_id), row_id)
@@ -140,6 +141,22 @@ class KnownRows:
         """Between windows and soft steps only two numbers change, unless the window slides: to write the others costs as much."""
         if not row.window.is_rolling:
             self._written[row.id] = row.start, row.warned
+
+
+def bound(word: str) -> str | bytes:
+    """A word as SQLite takes it: as bytes if UTF-8 has none. An id from a file's name or from JSON may have lone surrogates."""
+    if word.isascii():
+        return word
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return word.encode("utf-8", "surrogatepass")
+    return word
+
+
+def unbound(written: str | bytes) -> str:
+    """A word as it was before it was written."""
+    return written if isinstance(written, str) else written.decode("utf-8", "surrogatepass")
 
 
 def marks(count: int) -> str:

@@ -26,7 +26,7 @@ from agentguard.stores._holder import Holder
 from agentguard.stores._idle import IDLE_SECONDS, PRUNE_EVERY_SECONDS, SHORT_LIVED
 from agentguard.stores._reader import Reader
 from agentguard.stores._recalls import Recalls
-from agentguard.stores._rows import KnownRows, marks
+from agentguard.stores._rows import KnownRows, bound, marks, unbound
 from agentguard.stores._watchers import Watchers
 from agentguard.stores.base import GRANTED, NOT_SETTLED, SETTLED, Balance, Granted, Hold, Isolation, Settled
 
@@ -118,7 +118,7 @@ class SqliteStore:
 
     def forget(self, keys: Iterable[str]) -> None:
         """Drop rows."""
-        self._database.run(self._forget, [(key,) for key in keys])
+        self._database.run(self._forget, [(bound(key),) for key in keys])
 
     def reserve(self, request: Reserve) -> Granted | Refused:
         """Take all charges of a call or none."""
@@ -276,12 +276,12 @@ class SqliteStore:
         has_changed = False
         self._rows.look(db)
         for key, subject, limit in rows:
-            known = db.execute("SELECT limit_id FROM counters WHERE key = ?", (key,)).fetchone()
+            known = db.execute("SELECT limit_id FROM counters WHERE key = ?", (bound(key),)).fetchone()
             if known is None:
                 state = Row.of(key, limit).state()
                 db.execute(
                     "INSERT INTO counters VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (key, subject, self._rows.limit_id(db, limit), *state, self._now()),
+                    (bound(key), bound(subject), self._rows.limit_id(db, limit), *state, self._now()),
                 )
             elif self._rows.limit(db, known[0]) != limit:
                 row = self._rows.by_key(db, [key])[key]
@@ -292,7 +292,7 @@ class SqliteStore:
                 has_changed = True
         return has_changed
 
-    def _forget(self, db: sqlite3.Connection, doomed: Sequence[tuple[str]]) -> None:
+    def _forget(self, db: sqlite3.Connection, doomed: Sequence[tuple[str | bytes]]) -> None:
         db.executemany("DELETE FROM counters WHERE key = ?", doomed)
         self._rows.forget()
 
@@ -312,7 +312,13 @@ class SqliteStore:
             if is_over:  # rows never move back, not even when the clock does so after a refusal
                 self._write(db, rows.values())
             return answer
-        hold = (call, self._name, now + HOLD_SECONDS, _dump_items(items), None if answer is GRANTED else _dump_answer(answer))
+        hold = (
+            bound(call),
+            self._name,
+            now + HOLD_SECONDS,
+            _dump_items(items),
+            None if answer is GRANTED else _dump_answer(answer),
+        )
         if not db.execute("INSERT OR IGNORE INTO holds VALUES (?, ?, ?, ?, ?)", hold).rowcount:
             self._rows.forget()  # asked before
             return self._answer(db, call) or answer
@@ -321,7 +327,7 @@ class SqliteStore:
 
     def _answer(self, db: sqlite3.Connection, id: str) -> Granted | None:
         """What was said to an id that is open."""
-        found = db.execute("SELECT answer FROM holds WHERE id = ?", (id,)).fetchone()
+        found = db.execute("SELECT answer FROM holds WHERE id = ?", (bound(id),)).fetchone()
         return None if found is None else _load_answer(found[0])
 
     def _extend(self, db: sqlite3.Connection, id: str, charges: Sequence[Charge]) -> Granted | Refused:
@@ -333,7 +339,7 @@ class SqliteStore:
         answer = _verbs.extend(rows, charges, items, self._now())
         self._write(db, rows.values())
         if isinstance(answer, Granted):
-            db.execute("UPDATE holds SET items = ? WHERE id = ?", (_dump_items(items), id))
+            db.execute("UPDATE holds SET items = ? WHERE id = ?", (_dump_items(items), bound(id)))
         return answer
 
     def _settle(self, db: sqlite3.Connection, id: str, actual: Amounts) -> Settled:
@@ -344,7 +350,7 @@ class SqliteStore:
         crossed: list[Crossed] = []
         give(items, actual, self._now(), crossed)
         self._write(db, {item[0] for item in items})
-        db.execute("DELETE FROM holds WHERE id = ?", (id,))
+        db.execute("DELETE FROM holds WHERE id = ?", (bound(id),))
         return Settled(True, tuple(crossed)) if crossed else SETTLED
 
     def _lease(self, db: sqlite3.Connection, account: Account) -> Accounted | Refused:
@@ -356,17 +362,19 @@ class SqliteStore:
             return answer
         self._write(db, {row for row, _, _, _ in [*(items or ()), *held]} | set(rows.values()))
         if account.keep or answer.calls:
-            hold = (account.id, self._name, self._now() + HOLD_SECONDS, _dump_items(held), None)
+            hold = (bound(account.id), self._name, self._now() + HOLD_SECONDS, _dump_items(held), None)
             db.execute("INSERT OR REPLACE INTO holds VALUES (?, ?, ?, ?, ?)", hold)
         else:
-            db.execute("DELETE FROM holds WHERE id = ?", (account.id,))
+            db.execute("DELETE FROM holds WHERE id = ?", (bound(account.id),))
         return answer
 
     def _isolate(self, db: sqlite3.Connection, subject: str, on: bool, by: str, why: str) -> int:
         if on:
-            db.execute("INSERT OR REPLACE INTO isolations VALUES (?, ?, ?, ?)", (subject, by, why, self._now()))
+            db.execute(
+                "INSERT OR REPLACE INTO isolations VALUES (?, ?, ?, ?)", (bound(subject), bound(by), bound(why), self._now())
+            )
         else:
-            db.execute("DELETE FROM isolations WHERE subject = ?", (subject,))
+            db.execute("DELETE FROM isolations WHERE subject = ?", (bound(subject),))
         db.execute("UPDATE control SET epoch = epoch + 1")
         self._rows.forget()
         return _epoch(db)
@@ -379,7 +387,7 @@ class SqliteStore:
             (self._now(), *dead),
         ).fetchall()
         for (call,) in lost:
-            items = self._items(db, call) or []
+            items = self._items(db, unbound(call)) or []
             charge(items)
             self._write(db, {item[0] for item in items})
             db.execute("DELETE FROM holds WHERE id = ?", (call,))
@@ -400,13 +408,13 @@ class SqliteStore:
         self._rows.look(db)
         holds = []
         for call, holder, deadline in db.execute("SELECT id, holder, deadline FROM holds ORDER BY deadline, id").fetchall():
-            charges = tuple(Charge(item.row.key, item.held) for item in self._items(db, call) or ())
-            holds.append(Hold(call, holder, charges, deadline))
+            charges = tuple(Charge(item.row.key, item.held) for item in self._items(db, unbound(call)) or ())
+            holds.append(Hold(unbound(call), holder, charges, deadline))
         return holds
 
     def _items(self, db: sqlite3.Connection, id: str) -> list[Item] | None:
         """What a call holds, of rows that are still known; None when the id is not open."""
-        hold = db.execute("SELECT items FROM holds WHERE id = ?", (id,)).fetchone()
+        hold = db.execute("SELECT items FROM holds WHERE id = ?", (bound(id),)).fetchone()
         if hold is None:
             return None
         items = json.loads(hold[0])
@@ -528,7 +536,8 @@ def _epoch(db: sqlite3.Connection) -> int:
 
 
 def _isolations(db: sqlite3.Connection) -> list[Isolation]:
-    return [Isolation(*row) for row in db.execute("SELECT subject, by, why, at FROM isolations ORDER BY at, subject")]
+    found = db.execute("SELECT subject, by, why, at FROM isolations ORDER BY at, subject")
+    return [Isolation(unbound(subject), unbound(by), unbound(why), at) for subject, by, why, at in found]
 
 
 def _look(db: sqlite3.Connection) -> None:
