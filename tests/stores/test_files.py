@@ -122,16 +122,33 @@ def test_rows_of_sessions_that_are_long_idle_are_dropped_and_no_others(sqlite, c
     assert sqlite.reserve(Reserve("2", (Charge(idle[Per.SESSION].key, 1),))).kind is RefusalKind.UNREGISTERED
 
 
-def test_a_file_removed_under_us_is_a_store_that_knows_no_rows(sqlite, path):
+def test_a_file_removed_under_us_is_a_store_that_knows_no_rows_and_says_so_once(sqlite, path, caplog):
     sqlite.register([TOKENS])
     for file in path.parent.iterdir():
         file.unlink()
     sqlite._database._look_at = 0.0
 
     refused = sqlite.reserve(one("1"))
+    sqlite._database._look_at = 0.0
+    sqlite.register([TOKENS])
 
     assert refused.kind is RefusalKind.UNREGISTERED
     assert path.exists()
+    assert [(said.levelname, repr(str(path)) in said.getMessage()) for said in caplog.records] == [("ERROR", True)]
+    assert sqlite.failed == 1
+
+
+def test_a_file_that_stays_or_is_replaced_while_it_is_closed_was_not_lost(sqlite, path, caplog):
+    sqlite.register([TOKENS])
+    sqlite._database._look_at = 0.0
+    sqlite.read([TOKENS.key])
+    sqlite.close()
+    for file in path.parent.iterdir():
+        file.unlink()
+    sqlite.register([TOKENS])
+
+    assert sqlite.failed == 0
+    assert not caplog.records
 
 
 def test_a_file_put_in_the_place_of_ours_is_read_with_its_own_limits(sqlite, path, tmp_path, clock):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import sqlite3
 import threading
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+logger: logging.Logger = logging.getLogger("agentguard")
 
 LOCK_WAIT_SECONDS = 2.0
 """How long a transaction waits for its turn. A decision takes 0.1 ms, so whoever holds the lock for longer has been stopped."""
@@ -75,10 +78,14 @@ class Database:
         path: The database; its lock is beside it. All are made when absent, for the owner only.
         schema: What is in it.
         on_connect: Called before the first transaction on a connection. It may be to another file than the last one.
+
+    Attributes:
+        failed: How often the file was taken away from under this process, and with it what was counted.
     """
 
     def __init__(self, path: str, schema: Schema, on_connect: Callable[[], None]) -> None:
         self.path = path
+        self.failed: int = 0
         self._on_connect = on_connect
         self._schema = schema
         self._mutex = threading.Lock()
@@ -133,6 +140,7 @@ class Database:
         """Free the file. A later verb opens it anew."""
         with self._mutex:
             self._disconnect()
+            self._inode = None
 
     # --- forks: SQLite's connections do not survive one, not even to be closed in the child -------------------------
 
@@ -226,6 +234,9 @@ class Database:
                 return self._db
             self._db.close()
             self._db = None
+        if self._inode not in {None, _inode(self.path)}:
+            self._tell_of_loss()
+            self._inode = None
         # Only when absent: closing a descriptor of a database drops the locks that SQLite holds on it in this process.
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
@@ -288,6 +299,15 @@ class Database:
                 lock.close()
 
     # --- faults -----------------------------------------------------------------------------------------------------
+
+    def _tell_of_loss(self) -> None:
+        self.failed += 1
+        logger.error(
+            "agentguard: %r was removed or replaced while this process counted in it. What was spent, held and isolated is now "
+            "what the file in its place says; a new one says nothing, and limits begin anew.\n  Put a backup in its place, or "
+            "charge what was spent with `agentguard budgets adjust`.",
+            self.path,
+        )
 
     def _unavailable(self, error: OSError | sqlite3.Error) -> StoreUnavailable:
         if isinstance(error, sqlite3.Error):

@@ -111,6 +111,11 @@ class SqliteStore:
         """This process: as the holder of what it holds, and as a member."""
         return self._name
 
+    @property
+    def failed(self) -> int:
+        """How often the file was removed or replaced under this process, and with it what was counted. Each is logged."""
+        return self._database.failed
+
     def register(self, rows: Iterable[LimitRow]) -> None:
         """Make rows known, or adopt a changed amount."""
         if self._database.run(self._register, tuple(rows)):
