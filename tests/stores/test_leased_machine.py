@@ -81,7 +81,7 @@ class LeasedInAnyOrder(AnyOrder):
     def what_was_used_of_a_slice_is_never_less_than_nothing(self) -> None:
         leases = self.stores[-1]._leases
         for part in leases.all():
-            assert min(part.used(leases.held(part)[0])) >= 0
+            assert min(part.used(leases._held(part)[0])) >= 0
 
 
 class LeasedFromAFileInAnyOrder(LeasedInAnyOrder):

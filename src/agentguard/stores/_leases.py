@@ -57,6 +57,7 @@ class Leases(Rests):
 
     Attributes:
         crossed: Soft steps that an account has passed, for the next settlement to tell.
+        accounts: How many accounts have ended, with an answer or without.
     """
 
     def __init__(self, now: Callable[[], float], horizon: float, most_calls: int) -> None:
@@ -74,7 +75,8 @@ class Leases(Rests):
 
     def _begin(self) -> None:
         self._names = map(f"slice-{os.urandom(6).hex()}-{{}}".format, itertools.count(1))
-        self._accounting = self._accounts = 0
+        self._accounting = 0
+        self.accounts = 0
 
     def after_fork_in_child(self) -> None:
         """Go on as another process: the slices are the parent's, and so are the calls in flight."""
@@ -261,7 +263,7 @@ class Leases(Rests):
     def begin_account(self, slice_: Slice, ask: Amounts, calls: int, *, keeps_left: bool) -> Account | None:
         """What to tell the store of a slice, and to ask for; None when there is nothing to tell."""
         with self._lock:
-            held, is_open = self.held(slice_)
+            held, is_open = self._held(slice_)
             account = slice_.begin_account(held, ask, calls, SHARE, is_open=is_open, keeps_left=keeps_left)
             if account is not None:
                 self._accounting += 1
@@ -303,7 +305,7 @@ class Leases(Rests):
             if slice_.until <= now:
                 self._give_up(slice_)
                 return False
-            used, left = slice_.used(self.held(slice_)[0]), slice_.left
+            used, left = slice_.used(self._held(slice_)[0]), slice_.left
         counted = [pair for *pair, counts in zip(used, left, slice_.chain.counts, strict=True) if counts]
         return any(part * 4 >= rest for part, rest in counted)
 
@@ -311,16 +313,16 @@ class Leases(Rests):
         """The soft steps that nobody was told of, and whether no call will be taken from a slice, and none is open in it."""
         with self._lock:
             crossed, self.crossed = tuple(self.crossed), []
-            return crossed, slice_.until < 0 and not self.held(slice_)[1]
+            return crossed, slice_.until < 0 and not self._held(slice_)[1]
 
-    def held(self, slice_: Slice) -> tuple[Amounts, bool]:
+    def _held(self, slice_: Slice) -> tuple[Amounts, bool]:
         """What open calls hold of a slice, and whether there are any. Their calls are made, hence used."""
         mine = [grant for grant in self._open.values() if grant is not None and grant[0] is slice_]
         return Amounts(sum(grant[1] for grant in mine), sum(grant[2] for grant in mine)), bool(mine)
 
     def _end_account(self) -> None:
         self._accounting -= 1
-        self._accounts += 1
+        self.accounts += 1
 
     def _give_up(self, slice_: Slice) -> None:
         """Admit no further call from a slice."""
@@ -393,20 +395,18 @@ class Leases(Rests):
 
     # --- what is not told yet ---------------------------------------------------------------------------------------
 
-    def as_they_are(self, read: Callable[[], Sequence[Balance]]) -> tuple[list[Balance], bool]:
-        """What `read` finds, with what this process has not told yet; and whether no account was on its way meanwhile.
+    def as_they_are(self, balances: Iterable[Balance], seen: int) -> tuple[list[Balance], bool]:
+        """Balances with what this process has not told yet; and whether no account was on its way since `accounts` was `seen`.
 
         What such an account tells would be in both of them, or in neither.
         """
-        seen = self._accounts
-        balances = read()
         with self._lock:
-            return [self._as_it_is(balance) for balance in balances], self._accounts == seen and not self._accounting
+            return [self._as_it_is(balance) for balance in balances], self.accounts == seen and not self._accounting
 
     def _as_it_is(self, balance: Balance) -> Balance:
         mine = [slice_ for slice_ in self._slices.values() if balance.row in slice_.chain.keyset]
         used = idle = 0
         for slice_ in mine:
-            used += slice_.chain.of(balance.row, slice_.used(self.held(slice_)[0]))
+            used += slice_.chain.of(balance.row, slice_.used(self._held(slice_)[0]))
             idle += slice_.chain.of(balance.row, slice_.left)
         return balance._replace(spent=balance.spent + used, held=balance.held - used - idle) if mine else balance
