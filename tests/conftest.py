@@ -35,7 +35,7 @@ def pytest_collection_finish() -> None:
 
 
 # These stand on the current SDKs: they hand an SDK an httpx2 client (openai before 3 and anthropic before 1 take httpx's), ask
-# for its aiohttp extra, await what was no coroutine then, or take httpx2 for the library below it.
+# for its aiohttp extra, await what was no coroutine then, post bytes, or take httpx2 for the library below it.
 ON_CURRENT_SDKS = (
     "custom_http_client",
     "custom_transport",
@@ -48,6 +48,7 @@ ON_CURRENT_SDKS = (
     "test_a_guard_transport_of_another_guard_counts_for_it_too",
     "test_a_client_is_free_to_go",
     "test_what_the_caller_passed_is_not_changed",
+    "test_a_body_that_the_caller_has_serialised",
     "test_seams.py::test_status_lists_every_seam",
     "test_seams.py::test_a_library_that_is_not_imported_waits",
     "test_seams.py::test_only_the_named_libraries_are_hooked",

@@ -74,6 +74,7 @@ class Admission:
         unanswered: Attempts that may have been billed without an answer.
         attempts: The HTTP requests so far.
         in_hop: Whether an HTTP seam is sending one of them now: seams below it belong to the same attempt.
+        sender: The HTTP client that sends it, and whose response is its answer; None when none has said that it does.
         response_taken: Whether a seam above the hop reads the response.
         is_streaming: Whether a stream has taken the call over, and settles it.
         is_countable: Whether the output of that stream is counted as it flows.
@@ -111,6 +112,7 @@ class Admission:
         "response_taken",
         "rights",
         "rows",
+        "sender",
         "span",
         "started",
         "unanswered",
@@ -141,6 +143,7 @@ class Admission:
         self.is_countable: bool = False
         self.hides_usage: bool = False
         self.in_hop: bool = False
+        self.sender: object = None
         self.response_taken: bool = False
         self.is_cut: Decision | None = None
         self.connection: Any = None

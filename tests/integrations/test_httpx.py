@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 
 import httpx
@@ -124,6 +125,75 @@ def test_event_hooks_and_authentication_still_run(library, provider, guarded):
 
 
 @LIBRARIES
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_hook_fetches_on_the_way_is_not_taken_for_the_answer(library, provider, guarded, stream):
+    def fetch_token(request):
+        library.get(provider.url("/v1/models"))
+
+    with library.Client(event_hooks={"request": [fetch_token]}) as client:
+        client.post(chat(provider), json=CHAT | {"max_tokens": 20, "stream": stream})
+
+    [settled] = guarded.settled
+    assert not settled.usage.estimated
+    assert guarded.spent == provider.tokens
+
+
+@LIBRARIES
+def test_a_compressed_request_is_read(library, provider, guard_with):
+    one = guard_with(tokens=10)
+
+    with library.Client() as client, pytest.raises(BudgetExceeded):
+        client.post(chat(provider), content=gzip.compress(json.dumps(CHAT).encode()), headers={"content-encoding": "gzip"})
+
+    assert provider.requests == []
+    assert one.spent == 0
+
+
+@LIBRARIES
+def test_a_compressed_request_that_is_given_a_bound_is_no_longer_compressed(library, provider, guard_with):
+    one = guard_with(tokens=1000)
+
+    with library.Client() as client:
+        client.post(
+            chat(provider),
+            content=gzip.compress(json.dumps(CHAT).encode()),
+            headers={"content-encoding": "gzip", "content-type": "application/json"},
+        )
+
+    [request] = provider.requests
+    assert "content-encoding" not in request.headers
+    assert request.json["max_tokens"] > 0
+    assert one.spent == provider.tokens
+
+
+@LIBRARIES
+def test_an_upload_that_streams_is_not_read_ahead(library, guarded):
+    async def upload():
+        has_begun = asyncio.Event()
+
+        async def serve(reader, writer):
+            await reader.readuntil(b"first")
+            has_begun.set()
+            await reader.readuntil(b"0\r\n\r\n")
+            writer.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+            writer.close()
+
+        async def pieces():
+            yield b"first"
+            await asyncio.wait_for(has_begun.wait(), 30)
+            yield b"second"
+
+        async with await asyncio.start_server(serve, "127.0.0.1") as server, library.AsyncClient() as client:
+            port = server.sockets[0].getsockname()[1]
+            return await client.post(f"http://127.0.0.1:{port}/upload", content=pieces())
+
+    response = asyncio.run(upload())
+
+    assert response.status_code == 204
+    assert guarded.balance("calls") == (1, 0)
+
+
+@LIBRARIES
 def test_a_mock_transport_is_metered_too(library, guarded):
     answer = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}}
     transport = library.MockTransport(lambda request: library.Response(200, json=answer))
@@ -156,6 +226,25 @@ def test_redirects_are_hops_of_one_call(library, provider, guarded):
     [settled] = guarded.settled
     assert [attempt.target.path for attempt in settled.attempts] == ["/a", "/b", "/v1/models"]
     assert guarded.balance("calls") == (1, 0)
+
+
+@LIBRARIES
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_redirect_into_an_llm_path_is_an_llm_call_that_is_charged(library, provider, guarded, is_async):
+    provider.redirect("/start", to=chat(provider))
+
+    async def post():
+        async with library.AsyncClient(follow_redirects=True) as client:
+            await client.post(provider.url("/start"), json=CHAT | {"max_tokens": 20})
+
+    if is_async:
+        asyncio.run(post())
+    else:
+        with library.Client(follow_redirects=True) as client:
+            client.post(provider.url("/start"), json=CHAT | {"max_tokens": 20})
+
+    assert (provider.calls, len(guarded.llm_calls)) == (1, 1)
+    assert guarded.spent == provider.tokens
 
 
 @LIBRARIES

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import weakref
+from functools import partial
 
 import httpx2
 import openai
 import pytest
+import requests
+import urllib3
 
-from agentguard import BudgetExceeded
+from agentguard import BudgetExceeded, ToolDenied
 from agentguard.core.call import HTTPCall
-from agentguard.testing import Reply, text_of
+from agentguard.testing import Reply, ToolCall, text_of
 
 CHAT = {"model": "gpt-4.1", "messages": [{"role": "user", "content": text_of(50)}]}
 
@@ -157,4 +161,56 @@ def test_many_calls_on_one_async_client_do_not_mix(provider, guarded):
     asyncio.run(main())
 
     assert sorted(settled.usage.output_tokens for settled in guarded.llm_calls) == sorted(min(n, 16) for n in range(1, 21))
+    assert guarded.spent == provider.tokens
+
+
+# --- what is sent on the way of a call -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "get", [httpx2.get, requests.get, partial(urllib3.request, "GET")], ids=["httpx2", "requests", "urllib3"]
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_token_that_is_fetched_on_the_way_is_not_taken_for_the_answer(provider, guarded, get, stream):
+    def fetch_token():
+        assert get(provider.url("/v1/models")).json()["object"] == "list"
+        return "sk-fetched"
+
+    with openai.OpenAI(base_url=provider.url("/v1"), api_key=fetch_token) as client:
+        answer = client.chat.completions.create(**CHAT, max_tokens=100, stream=stream)
+        if stream:
+            list(answer)
+
+    [settled] = guarded.llm_calls
+    assert not settled.usage.estimated
+    assert [attempt.target.path for attempt in settled.attempts] == ["/v1/models", "/v1/chat/completions"]
+    assert guarded.spent == provider.tokens
+
+
+def test_tools_are_judged_though_a_token_was_fetched_on_the_way(provider, guard_with):
+    guard_with(tools={"allowed": ["search"], "proposed": "deny"})
+    provider.reply(Reply(tool_calls=[ToolCall(name="delete_all")]))
+
+    def fetch_token():
+        httpx2.get(provider.url("/v1/models"))
+        return "sk-fetched"
+
+    with openai.OpenAI(base_url=provider.url("/v1"), api_key=fetch_token) as client, pytest.raises(ToolDenied):
+        client.chat.completions.create(**CHAT)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_body_that_the_caller_has_serialised_is_an_llm_call_that_is_charged(provider, guarded, is_async):
+    async def post():
+        async with openai.AsyncOpenAI(base_url=provider.url("/v1"), api_key="sk-test") as client:
+            await client.post("/chat/completions", cast_to=object, content=body)
+
+    body = json.dumps(CHAT | {"max_tokens": 20}).encode()
+    if is_async:
+        asyncio.run(post())
+    else:
+        with openai.OpenAI(base_url=provider.url("/v1"), api_key="sk-test") as client:
+            client.post("/chat/completions", cast_to=object, content=body)
+
+    assert len(guarded.llm_calls) == 1
     assert guarded.spent == provider.tokens

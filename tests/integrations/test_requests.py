@@ -316,6 +316,15 @@ def test_a_redirect_into_an_llm_path_is_an_llm_call_that_is_charged(guarded, pro
     assert len(guarded.llm_calls) == 1
 
 
+def test_a_body_that_is_not_in_the_encoding_that_it_names_is_the_servers_to_refuse(guarded, provider, url):
+    headers = {"content-encoding": "gzip", "content-type": "application/json"}
+
+    requests.post(url, data=b"not compressed", headers=headers, timeout=10)
+
+    assert provider.requests[0].body == b"not compressed"
+    assert guarded.balance("calls") == (1, 0)
+
+
 def test_an_unlisted_host_gets_no_connection(guarded, recorder):
     with pytest.raises(EgressDenied):
         requests.get(recorder.url("/x"), timeout=10)

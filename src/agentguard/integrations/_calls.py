@@ -332,7 +332,12 @@ class Body:
         """The whole body, with its encoding undone; None when there is none."""
         raw = self._read()
         decode = decoder(self.encoding) if raw and self.encoding else None
-        return decode(raw) if decode is not None and raw else raw
+        if decode is None or not raw:
+            return raw
+        try:
+            return decode(raw)
+        except Exception:  # noqa: BLE001 - each codec raises its own: the server will say that the body is in another encoding
+            return raw
 
     def _read(self) -> bytes | None:
         source = self._source

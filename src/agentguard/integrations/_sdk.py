@@ -108,6 +108,7 @@ def _request(prepare: Prepare | None, verify: Callable[[str], None]) -> Callable
             verify(_library_below(client._client.__class__))
             reading = _read(client, options)
             admitted = guard.begin(reading.call)
+            admitted.sender, admitted.response_taken = client._client, True
             if traces_itself and guard.spans is not None:
                 guard.spans.leave_usage(admitted.span)
             try:
@@ -138,6 +139,7 @@ def _arequest(prepare: Prepare | None, verify: Callable[[str], None]) -> Callabl
             verify(_library_below(client._client.__class__))
             reading = _read(client, options)
             admitted = await guard.abegin(reading.call)
+            admitted.sender, admitted.response_taken = client._client, True
             if traces_itself and guard.spans is not None:
                 guard.spans.leave_usage(admitted.span)
             try:

@@ -8,32 +8,35 @@ for subclasses. `GuardTransport` and `AsyncGuardTransport` do the same for one c
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
-from agentguard.admission import InProgress
+from agentguard.admission import Admission, InProgress
 from agentguard.context import OWN_TRAFFIC
-from agentguard.core.call import Target
+from agentguard.core.call import LLMCall, Target
 from agentguard.integrations._calls import (
+    REWRITTEN_HEADERS,
+    Body,
     Hop,
     Reading,
     begin_or_none,
     is_event_stream,
     judge,
     meter_for,
+    part_of,
     read_answer,
     read_request,
     rewritten,
+    to_json,
 )
 from agentguard.integrations._decoding import can_undo
 from agentguard.integrations._seam import Hook, Integration, Seam
+from agentguard.wire import could_be
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from types import ModuleType
 
-    from agentguard.admission import Admission
     from agentguard.guard import Guard
     from agentguard.integrations._seam import Resolve, Wrapper
     from agentguard.metering import Meter
@@ -94,20 +97,22 @@ def _without_port(netloc: str) -> str:
 
 
 def _send(resolve: Resolve) -> Wrapper:
-    def send(wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def send(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guard = resolve()
         if guard is None or OWN_TRAFFIC.get():
             return wrapped(*args, **kwargs)
         request, streams = args[0] if args else kwargs["request"], kwargs.get("stream", False)
         admitted = begin_or_none(guard)
         if admitted is not None:
+            if _is_on_the_way(admitted, client, request):
+                return wrapped(*args, **kwargs)
             admitted.response_taken = True
             return finished(admitted, wrapped(*args, **kwargs), streams)
-        reading = read_request(request.method, target_of(request), request.read)
+        reading = read_request(request.method, target_of(request), functools.partial(_body, request))
         admitted = guard.begin(reading.call)
         with InProgress(admitted):
             args, kwargs = _with_request(_changed(admitted, reading, request), args, kwargs)
-            admitted.response_taken = True
+            admitted.sender, admitted.response_taken = client, True
             response = finished(admitted, wrapped(*args, **kwargs), streams)
         if not admitted.is_streaming:
             admitted.finish()
@@ -117,27 +122,48 @@ def _send(resolve: Resolve) -> Wrapper:
 
 
 def _asend(resolve: Resolve) -> Wrapper:
-    async def send(wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def send(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guard = resolve()
         if guard is None or OWN_TRAFFIC.get():
             return await wrapped(*args, **kwargs)
         request, streams = args[0] if args else kwargs["request"], kwargs.get("stream", False)
         admitted = begin_or_none(guard)
         if admitted is not None:
+            if _is_on_the_way(admitted, client, request):
+                return await wrapped(*args, **kwargs)
             admitted.response_taken = True
             return finished(admitted, await wrapped(*args, **kwargs), streams)
-        body = await request.aread() if request.method == "POST" else b""
-        reading = read_request(request.method, target_of(request), lambda: body)
+        target = target_of(request)
+        body = await _abody(request, target)
+        reading = read_request(request.method, target, lambda: body)
         admitted = await guard.abegin(reading.call)
         with InProgress(admitted):
             args, kwargs = _with_request(_changed(admitted, reading, request), args, kwargs)
-            admitted.response_taken = True
+            admitted.sender, admitted.response_taken = client, True
             response = finished(admitted, await wrapped(*args, **kwargs), streams)
         if not admitted.is_streaming:
             admitted.finish()
         return response
 
     return send
+
+
+def _is_on_the_way(admitted: Admission, client: Any, request: Any) -> bool:
+    """Whether another client sends something while the call is made (a token that it needs): no answer to the call."""
+    if admitted.sender is None or admitted.sender is client:
+        return False
+    return request.method != "POST" or not could_be(request.url.path)
+
+
+def _body(request: Any) -> bytes | None:
+    return Body(request.read(), header(request.headers, b"content-encoding")).read()
+
+
+async def _abody(request: Any, target: Target) -> bytes | None:
+    """The body of a request that may be an LLM call's. No other is read: it may be an upload that has no end."""
+    if request.method != "POST" or not could_be(target.path):
+        return None
+    return Body(await request.aread(), header(request.headers, b"content-encoding")).read()
 
 
 def _send_single(resolve: Resolve) -> Wrapper:
@@ -165,13 +191,12 @@ def _asend_single(resolve: Resolve) -> Wrapper:
 def send_hop(guard: Guard, client: Any, request: Any, send: Callable[[Any], Any]) -> Any:
     """Send one hop. Without a call in progress the hop is a call of its own."""
     target = target_of(request)
-    admitted = begin_or_none(guard)
-    if admitted is not None:
-        return _hop(admitted, client, request, target, send)
-    reading = read_request(request.method, target, request.read)
-    admitted = guard.begin(reading.call)
+    part = part_of(guard, request.method, target, functools.partial(_body, request))
+    if isinstance(part, Admission):
+        return _hop(part, client, request, target, send)
+    admitted = guard.begin(part.call)
     with InProgress(admitted):
-        response = _hop(admitted, client, _changed(admitted, reading, request), target, send)
+        response = _hop(admitted, client, _changed(admitted, part, request), target, send)
     if not admitted.is_streaming:
         admitted.finish()
     return response
@@ -190,14 +215,14 @@ def _hop(admitted: Admission, client: Any, request: Any, target: Target, send: C
 async def asend_hop(guard: Guard, client: Any, request: Any, send: Callable[[Any], Any]) -> Any:
     """Send one hop. Without a call in progress the hop is a call of its own."""
     target = target_of(request)
-    admitted = begin_or_none(guard)
-    if admitted is not None:
-        return await _ahop(admitted, client, request, target, send)
-    body = await request.aread() if request.method == "POST" else b""
-    reading = read_request(request.method, target, lambda: body)
-    admitted = await guard.abegin(reading.call)
+    current = begin_or_none(guard)
+    body = None if current is not None and isinstance(current.call, LLMCall) else await _abody(request, target)
+    part = part_of(guard, request.method, target, lambda: body)
+    if isinstance(part, Admission):
+        return await _ahop(part, client, request, target, send)
+    admitted = await guard.abegin(part.call)
     with InProgress(admitted):
-        response = await _ahop(admitted, client, _changed(admitted, reading, request), target, send)
+        response = await _ahop(admitted, client, _changed(admitted, part, request), target, send)
     if not admitted.is_streaming:
         admitted.finish()
     return response
@@ -249,11 +274,8 @@ def _changed(admitted: Admission, reading: Reading, request: Any) -> Any:
     body = rewritten(admitted, reading)
     if body is None:
         return request
-    headers = [
-        (name, value) for name, value in request.headers.raw if name.lower() not in {b"content-length", b"transfer-encoding"}
-    ]
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    return type(request)(request.method, request.url, headers=headers, content=content, extensions=request.extensions)
+    headers = [(name, value) for name, value in request.headers.raw if name.decode("latin-1").lower() not in REWRITTEN_HEADERS]
+    return type(request)(request.method, request.url, headers=headers, content=to_json(body), extensions=request.extensions)
 
 
 def _with_request(request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
