@@ -520,6 +520,21 @@ def test_a_forked_child_goes_on_by_itself(guard_of):
     assert balance(guard) == (110, 0)
 
 
+def test_calls_go_on_where_no_thread_can_be_started(guard_of, monkeypatch):
+    def cannot_start(self):
+        raise RuntimeError("can't start new thread")
+
+    guard = guard_of("1000 tokens")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", cannot_start)
+        use(guard, tokens=50)
+
+    assert guard.flush()
+    assert balance(guard) == (50, 0)
+    guard.join()
+    assert [thread.name for thread in threading.enumerate()].count("agentguard") >= 1
+
+
 def test_a_guard_in_scope_is_the_innermost(guard_of):
     from agentguard import NotInstrumented, current_guard
 

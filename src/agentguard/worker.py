@@ -122,9 +122,15 @@ class Worker:
 
     def _start(self) -> None:
         with self._lock:
-            if self._thread is None and not self._is_closing:
-                self._thread = threading.Thread(target=self._run, name="agentguard", daemon=True)
-                self._thread.start()
+            if self._thread is not None or self._is_closing:
+                return
+            thread = threading.Thread(target=self._run, name="agentguard", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the process is ending, or may have no more threads: whoever flushes does the work
+                logger.warning("agentguard: calls go on, and nothing is told of them until they are flushed: %s", error)
+            else:
+                self._thread = thread
 
     def _run(self) -> None:
         while not self._is_closing:
