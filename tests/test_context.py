@@ -20,6 +20,7 @@ from agentguard import (
     ModelDenied,
     NotInstrumented,
     Policy,
+    StoreUnavailable,
     ToolDenied,
     Usage,
     agent,
@@ -27,7 +28,7 @@ from agentguard import (
     propagate,
     session,
 )
-from agentguard.context import current_caller, waiting
+from agentguard.context import BudgetBlock, current_caller, waiting
 from agentguard.core.call import Target, ToolCall
 from agentguard.core.caller import NOBODY
 
@@ -530,6 +531,7 @@ def test_denials_of_every_kind_pickle(guard):
         ({"calls": True}, TypeError, r"calls is an int"),
         ({"tokens": 0}, ValueError, r"tokens is at least 1: found 0"),
         ({"usd": Decimal("NaN")}, ValueError, r"is not an amount such as '0\.50'"),
+        ({"usd": "1e9999999"}, ValueError, r"is not an amount such as '0\.50'"),
         ({"usd": Decimal("Infinity")}, ValueError, r"is not an amount such as '0\.50'"),
         ({}, ValueError, r"needs at least one of usd, tokens and calls"),
     ],
@@ -539,6 +541,83 @@ def test_a_block_says_what_bounds_it_expects(guard, bounds, error, said):
 
     with pytest.raises(error, match=said), budget(**bounds):
         pass
+
+
+@pytest.mark.parametrize("block", [lambda: budget(calls=1), lambda: session("s"), lambda: waiting(1)])
+def test_a_block_is_entered_once_and_says_so(guard, block):
+    guard(named("a"))
+    one = block()
+    with one:
+        pass
+
+    with pytest.raises(RuntimeError, match="has been entered before"), one:
+        pass
+
+    assert current_caller() is NOBODY
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_block_stands_around_each_run_of_the_function_that_it_decorates(guard, is_async):
+    one = guard(named("a"))
+
+    @budget(calls=1)
+    def run():
+        one.begin(call()).settle(Usage(1, 1))
+        with pytest.raises(BudgetExceeded):
+            one.begin(call())
+        return current_caller().blocks
+
+    @budget(calls=1)
+    async def arun():
+        await asyncio.sleep(0)
+        return run.__wrapped__()
+
+    first, second = (asyncio.run(arun()) if is_async else run() for _ in range(2))
+
+    assert len(first) == len(second) == 1
+    assert first != second
+
+
+def test_a_block_around_a_generator_is_refused(guard):
+    guard(named("a"))
+
+    with pytest.raises(TypeError, match=r"budget\(\) cannot stand around a generator"):
+
+        @budget(calls=1)
+        def pages():
+            yield
+
+
+@pytest.mark.parametrize("block", [lambda: budget(calls=1), lambda: session("s"), lambda: waiting(1), lambda: agent("a")])
+def test_a_block_in_a_generator_that_is_closed_from_another_task_ends_quietly(guard, block):
+    guard(named("a"))
+
+    async def pages():
+        with block():
+            yield 1
+
+    async def read_one_and_leave():
+        reading = pages()
+        await asyncio.create_task(anext(reading))
+        await reading.aclose()
+
+    asyncio.run(read_one_and_leave())
+
+    assert current_caller() is NOBODY
+
+
+def test_what_a_block_raises_is_not_hidden_by_a_store_that_is_down(guard):
+    one = guard(named("a"))
+
+    class Down:
+        def __getattr__(self, name):
+            return getattr(one.ledger, name)
+
+        def read(self, keys):
+            raise StoreUnavailable
+
+    with pytest.raises(KeyError), BudgetBlock(Down(), None, 10, None).entered():
+        raise KeyError("of the program")
 
 
 @pytest.mark.parametrize("seconds", ["5s", None, True])

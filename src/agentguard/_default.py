@@ -10,10 +10,9 @@ import dataclasses
 import logging
 import os
 import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
-from agentguard.context import BudgetBlock
+from agentguard.context import BudgetBlock, once
 from agentguard.errors import AgentGuardError, EnforcementUnavailable, NotInstrumented, PolicyError, Problem, SeamError
 from agentguard.events import GuardDisabled, PolicyLoaded, SeamChanged
 from agentguard.guard import SYSTEM_CLOCK, Guard, scoped_guard
@@ -164,7 +163,7 @@ def current_guard() -> Guard:
     return guard
 
 
-@contextmanager
+@once
 def budget(
     usd: Decimal | str | int | None = None, *, tokens: int | None = None, calls: int | None = None
 ) -> Iterator[BudgetBlock]:

@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from agentguard.context import reset
 from agentguard.core.call import NO_USAGE, LLMCall, Usage
 from agentguard.core.pricing import cost_nanos
 from agentguard.errors import Denied
@@ -307,7 +308,7 @@ class InProgress:
         spans = self._admitted.guard.spans
         if spans is not None and self._entered is not None:
             spans.leave(self._entered)
-        CURRENT.reset(self._token)
+        reset(self._token)
         if error is not None:
             self._admitted.settle_later(outcome=outcome_of(error), error=type(error).__name__)
 

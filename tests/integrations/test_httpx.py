@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gzip
 import json
 
@@ -191,6 +192,29 @@ def test_an_upload_that_streams_is_not_read_ahead(library, guarded):
 
     assert response.status_code == 204
     assert guarded.balance("calls") == (1, 0)
+
+
+@LIBRARIES
+def test_a_request_whose_coroutine_is_dropped_gives_back_what_it_held(library, guarded):
+    async def drop_one():
+        has_begun = asyncio.Event()
+
+        class Stalled(library.AsyncBaseTransport):
+            async def handle_async_request(self, request):
+                has_begun.set()
+                await asyncio.Event().wait()
+
+        async with library.AsyncClient(transport=Stalled()) as client:
+            task = asyncio.create_task(client.post("http://127.0.0.1/v1/chat/completions", json=CHAT))
+            await has_begun.wait()
+            contextvars.copy_context().run(task.get_coro().close)  # as the collector does, wherever it runs
+            task.cancel()
+            with pytest.raises(RuntimeError, match="already awaited"):
+                await task
+
+    asyncio.run(drop_one())
+
+    assert guarded.held == 0
 
 
 @LIBRARIES

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from agentguard.admission import CURRENT, Admission
-from agentguard.context import CALLER, OWN_TRAFFIC
+from agentguard.context import CALLER, OWN_TRAFFIC, reset
 from agentguard.core.call import HTTPCall, LLMCall, Target, ToolCall
 from agentguard.errors import Denied
 from agentguard.events import Attempt, CallDenied
@@ -256,7 +256,7 @@ class Judging:
         self._token = _JUDGED.set((admitted, judged.union(self._targets)))
 
     def __exit__(self, *exc_info: object) -> None:
-        _JUDGED.reset(self._token)
+        reset(self._token)
 
 
 def _judged(admitted: Admission) -> frozenset[Target]:
