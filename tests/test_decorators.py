@@ -472,3 +472,72 @@ def test_an_agent_that_fails_says_so(guard):
         raise ZeroDivisionError
 
     assert [event.error for event in told(one, ScopeEnded)] == ["ZeroDivisionError"]
+
+
+def test_tasks_that_share_one_agent_block_each_leave_what_they_entered(guard):
+    guard()
+    worker = agent("worker")
+
+    async def enter_first(has_entered, may_leave):
+        with worker:
+            has_entered.set()
+            await may_leave.wait()
+        return current_caller().agents
+
+    async def leave_last(first, has_entered, may_leave):
+        await has_entered.wait()
+        with worker:
+            may_leave.set()
+            left = await first
+        return [left, current_caller().agents]
+
+    async def both():
+        events = asyncio.Event(), asyncio.Event()
+        return await leave_last(asyncio.create_task(enter_first(*events)), *events)
+
+    assert asyncio.run(both()) == [(), ()]
+
+
+@pytest.mark.parametrize("kind", [classmethod, staticmethod])
+def test_a_tool_may_be_a_class_or_static_method(guard, kind):
+    one = guard()
+
+    class Tools:
+        @tool(name="search")
+        @kind
+        def search(*args):
+            return current_caller().tool
+
+        @tool(name="fetch_it")
+        @kind
+        async def fetch(*args):
+            return current_caller().tool
+
+        @agent("worker")
+        @kind
+        def who(*args):
+            return current_caller().agents
+
+    assert (Tools.search(), Tools().search(), asyncio.run(Tools.fetch()), Tools.who()) == (
+        "search",
+        "search",
+        "fetch_it",
+        ("worker",),
+    )
+    assert len(told(one, ScopeEnded)) == 4
+
+
+def test_a_coroutine_that_a_plain_function_makes_is_still_the_tools(guard):
+    one = guard()
+
+    @tool(name="fetch_it")
+    def fetch():
+        return later()
+
+    async def later():
+        await asyncio.sleep(0)
+        ended = told(one, ScopeEnded)
+        return current_caller().tool, ended
+
+    assert asyncio.run(fetch()) == ("fetch_it", [])
+    assert len(told(one, ScopeEnded)) == 1

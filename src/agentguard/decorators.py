@@ -6,19 +6,18 @@ leak to whoever reads from it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
 from agentguard._default import find_guard
-from agentguard.context import CALLER, entered_agent, nanos_of
+from agentguard.context import CALLER, entered_agent, nanos_of, reset
 from agentguard.core.call import ToolCall
 from agentguard.errors import AgentIsolated
 from agentguard.events import ScopeEnded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Generator
+    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator
     from contextvars import Token
     from decimal import Decimal
     from types import TracebackType
@@ -40,7 +39,7 @@ class _Run:
     ) -> None:
         self._kind = kind
         self._name = name
-        self._caller = caller
+        self.caller = caller
         self._admitted = admitted
         self._guard = guard = find_guard()
         self._told_as = guard.identified(caller) if guard else caller
@@ -49,14 +48,13 @@ class _Run:
         self._span = self._spans.begin(kind, name, call, self._told_as) if self._spans else None
 
     def __enter__(self) -> None:
-        self._token: Token[Caller] = CALLER.set(self._caller)
+        self._token: Token[Caller] = CALLER.set(self.caller)
         self._entered = self._spans.enter(self._span) if self._spans and self._span is not None else None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._spans and self._entered is not None:
             self._spans.leave(self._entered)
-        with contextlib.suppress(ValueError):  # closed from another task or thread, whose identity was never changed
-            CALLER.reset(self._token)
+        reset(self._token)
 
     def finish(self) -> None:
         """The run is over, and has a result. Raises `AgentIsolated` when that is withheld."""
@@ -92,6 +90,8 @@ def _inside(fn: Callable[P, R], start: Callable[..., _Run], astart: Callable[...
         except BaseException as error:  # noted, and raised on
             run.end(error)
             raise
+        if inspect.iscoroutine(result):  # of a function that only makes one: it has not run yet
+            return _awaited(run, result)
         run.finish()
         return result
 
@@ -116,6 +116,17 @@ def _inside(fn: Callable[P, R], start: Callable[..., _Run], astart: Callable[...
     if inspect.isgeneratorfunction(fn):
         return cast("Callable[P, R]", generate)
     return cast("Callable[P, R]", acall if inspect.iscoroutinefunction(fn) else call)
+
+
+async def _awaited(run: _Run, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        with run:
+            result = await coroutine
+    except BaseException as error:  # noted, and raised on
+        run.end(error)
+        raise
+    run.finish()
+    return result
 
 
 def _stepped(run: _Run, inner: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
@@ -196,12 +207,16 @@ class agent:  # noqa: N801 - used as a word: `with agent("researcher"):` and `@a
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        run = self._runs.pop()
+        here = CALLER.get()  # several tasks may be inside of one `agent`: each leaves what it has entered
+        run = next((one for one in reversed(self._runs) if one.caller is here), self._runs[-1])
+        self._runs.remove(run)
         run.__exit__(kind, error, traceback)
         run.end(error)
 
     def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
         """Have every run of a function (coroutine, generator) be this agent's."""
+        if isinstance(fn, classmethod | staticmethod):
+            return cast("Callable[P, R]", type(fn)(self(fn.__func__)))
 
         async def astart(*_: object) -> _Run:
             return self._start()
@@ -243,6 +258,8 @@ def tool(
     nanos = nanos_of(cost_usd, "cost_usd")
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+        if isinstance(fn, classmethod | staticmethod):
+            return cast("Callable[..., Any]", type(fn)(decorate(fn.__func__)))
         called = str(name or getattr(fn, "__name__", type(fn).__name__))
 
         def asked(args: Any, kwargs: Any) -> ToolCall:
