@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentguard.core.call import Target
+from agentguard.core.decision import Decision, Effect, Facts, Reason
 from agentguard.otel import facts
 from agentguard.otel import semconv as names
 
@@ -95,6 +97,19 @@ def test_parameters_of_a_wrong_type_are_left_out(request):
     found = facts.of_request(request)
 
     assert all(isinstance(value, str | tuple) for value in found.values())
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**70)])
+def test_a_number_that_no_collector_can_hold_is_left_out(value):
+    assert facts.of_request({"seed": value, "temperature": value, "max_tokens": value}) == {}
+
+
+def test_a_limit_is_told_as_the_most_that_a_collector_can_hold():
+    decision = Decision(Effect.DENY, Reason.BUDGET, "rule", facts=Facts(10**30, 5, 0, 10**30))
+
+    found = facts.of_decision(decision, enforced=True)
+
+    assert (found[names.LIMIT], found[names.LIMIT_REQUESTED]) == (2**63 - 1, 2**63 - 1)
 
 
 def test_content_is_no_parameter():

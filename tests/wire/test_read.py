@@ -321,3 +321,10 @@ def test_strange_leaves_are_measured_or_said_to_be_unseen():
     assert measure(["\ud800"]).size == 3
     assert not measure([b"bytes"]).is_visible
     assert not measure([object()]).is_visible
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_models_name_is_one_that_a_span_and_a_store_can_hold(family):
+    read = [family.read({"model": model, "input": "hi"}, PATH).model for model in ("gpt-\ud83d", "m" * 5_000_000, "modèle")]
+
+    assert read == ["gpt-?", "m" * 256, "modèle"]

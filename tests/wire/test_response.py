@@ -222,3 +222,16 @@ def test_foreign_bytes_give_an_empty_usage_and_never_raise(family, body):
 @given(body=st.binary(max_size=200))
 def test_no_bytes_raise(family, body):
     family.read_response(body)
+
+
+def test_what_a_response_calls_itself_is_bounded_and_utf8():
+    response = {
+        "id": "\ud83d",
+        "model": "m" * 5_000_000,
+        "choices": [{"finish_reason": "\udc00", "message": {"tool_calls": [{"function": {"name": "\ud83d" * 1000}}]}}],
+    }
+
+    answer = CHAT.read_response(json.dumps(response).encode())
+
+    assert (answer.response_id, answer.response_model) == ("?", "m" * 256)
+    assert (answer.finish_reasons, answer.tool_calls) == (("?",), ("?" * 256,))

@@ -23,6 +23,7 @@ REDACTED = "REDACTED"
 
 _NANOS = 1e9
 _MAX_STRING = 256
+_MAX_INTEGER = 2**63 - 1  # of an attribute, in OTLP
 _MAX_STRINGS = 16
 _STANDARD_PORTS = {"http": 80, "https": 443}
 
@@ -127,11 +128,11 @@ def of_request(request: object, provider: str = "") -> Attributes:
 
 
 def _number(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return value if isinstance(value, float) else _integer(value)
 
 
 def _integer(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_INTEGER else None
 
 
 def _string(value: object) -> str | None:
@@ -231,10 +232,10 @@ def of_decision(decision: Decision, *, enforced: bool) -> Attributes:
         found[names.REASON] = decision.reason.value
     facts = decision.facts
     if facts.limit:
-        found[names.LIMIT] = facts.limit
+        found[names.LIMIT] = min(facts.limit, _MAX_INTEGER)
         found[names.LIMIT_SPENT] = facts.spent
         found[names.LIMIT_HELD] = facts.held
-        found[names.LIMIT_REQUESTED] = facts.requested
+        found[names.LIMIT_REQUESTED] = min(facts.requested, _MAX_INTEGER)
     if facts.resets_at is not None:
         found[names.LIMIT_RESETS_AT] = facts.resets_at
     if facts.retry_after is not None:

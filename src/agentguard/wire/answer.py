@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agentguard.wire.fields import text, utf8_length
+from agentguard.wire.fields import identifier, utf8_length
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,19 +79,19 @@ class Draft:
 
     def read_head(self, source: Mapping[str, object]) -> None:
         """Take what names the response. Later values win, absent ones leave what is known."""
-        self.response_id = text(source.get("id")) or self.response_id
-        self.response_model = text(source.get("model")) or self.response_model
-        self.service_tier = text(source.get("service_tier")) or self.service_tier
-        self.system_fingerprint = text(source.get("system_fingerprint")) or self.system_fingerprint
+        self.response_id = identifier(source.get("id")) or self.response_id
+        self.response_model = identifier(source.get("model")) or self.response_model
+        self.service_tier = identifier(source.get("service_tier")) or self.service_tier
+        self.system_fingerprint = identifier(source.get("system_fingerprint")) or self.system_fingerprint
 
     def finish(self, choice: object, reason: object) -> None:
         """Record why a choice ended."""
-        if known := text(reason):
+        if known := identifier(reason):
             self._finish_reasons[_key(choice)] = known
 
     def propose(self, call: object, name: object) -> int:
         """Record the name of a tool call, or the next piece of it; returns the bytes that are new."""
-        piece = text(name)
+        piece = identifier(name)
         if piece is None:
             return 0
         key = _key(call)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agentguard.core.call import Usage
 from agentguard.wire.answer import Answer, Draft
 from agentguard.wire.family import Family, Request, has_no_usage_event, leaves_usage_alone
-from agentguard.wire.fields import asked, count, first_count, is_on, members, objects, parse_object, text, utf8_length
+from agentguard.wire.fields import asked, count, first_count, identifier, is_on, members, objects, parse_object, text, utf8_length
 from agentguard.wire.measure import are_visible_tools, measure, measure_body
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _read(body: Mapping[str, object], path: str) -> Request:  # noqa: ARG001  # 
         size += _TOOL_PROMPT_BYTES
         sees_all = sees_all and are_visible_tools(tools, _VISIBLE_TOOLS)
     return Request(
-        text(body.get("model")) or "",
+        identifier(body.get("model")) or "",
         is_on(body.get("stream")),
         asked(body.get("max_tokens")),
         1,
@@ -106,7 +106,7 @@ def _observe_usage(draft: Draft, source: object, *, is_final: bool) -> None:
     zero where they have nothing to add.
     """
     usage = members(source)
-    draft.service_tier = text(usage.get("service_tier")) or draft.service_tier
+    draft.service_tier = identifier(usage.get("service_tier")) or draft.service_tier
     # A compaction's tokens are not within the totals (anthropic 2.12, BetaUsage.iterations).
     compactions = [step for step in objects(usage.get("iterations")) if step.get("type") == "compaction"]
     reports = {

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 MOST_TOKENS = 1_000_000_000
 """No call uses more. A larger count is a fault of the sender, not a fact."""
 
+LONGEST_IDENTIFIER = 256
+"""Characters of a model's name, a response's id and the like that are kept: it goes onto each span and into each log line."""
+
 _NOTHING: Mapping[str, object] = {}
 
 
@@ -60,6 +63,15 @@ def objects(value: object) -> Iterator[Mapping[str, object]]:
 def text(value: object) -> str | None:
     """The value when it is a string that says something."""
     return value if isinstance(value, str) and value else None
+
+
+def identifier(value: object) -> str | None:
+    """`text` as a span's name, a store's key and a log line can hold it: bounded, and UTF-8 (JSON may hold half a pair)."""
+    known = text(value)
+    if known is None:
+        return None
+    known = known[:LONGEST_IDENTIFIER]
+    return known if known.isascii() else known.encode("utf-8", "replace").decode()
 
 
 def count(value: object) -> int | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agentguard.core.call import Usage
 from agentguard.wire.answer import Answer, Draft
 from agentguard.wire.family import Family, Request, as_dict
-from agentguard.wire.fields import asked, count, first_count, is_on, members, objects, parse_object, text, utf8_length
+from agentguard.wire.fields import asked, count, first_count, identifier, is_on, members, objects, parse_object, text, utf8_length
 from agentguard.wire.measure import are_visible_tools, measure, measure_body
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ _PLAIN_EVENT = re.compile(
 def model_of(body: Mapping[str, object], path: str) -> str:
     """The requested model. On Azure the deployment in the path decides, whatever the body says."""
     deployment = _DEPLOYMENT.search(path)
-    return deployment[1] if deployment else text(body.get("model")) or ""
+    return identifier(deployment[1] if deployment else body.get("model")) or ""
 
 
 def _read(body: Mapping[str, object], path: str) -> Request:
