@@ -218,6 +218,16 @@ def test_a_request_whose_coroutine_is_dropped_gives_back_what_it_held(library, g
 
 
 @LIBRARIES
+def test_a_proxy_that_a_transport_was_given_is_judged(library, recorder, guarded):
+    transport = library.HTTPTransport(proxy=library.Proxy(recorder.url("/")))
+
+    with library.Client(transport=transport) as client, pytest.raises(EgressDenied, match=r"127\.0\.0\.2"):
+        client.get("http://127.0.0.1:9/data")
+
+    assert recorder.requests == []
+
+
+@LIBRARIES
 def test_a_mock_transport_is_metered_too(library, guarded):
     answer = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}}
     transport = library.MockTransport(lambda request: library.Response(200, json=answer))

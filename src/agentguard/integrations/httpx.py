@@ -68,20 +68,24 @@ def others_touched(client: Any, request: Any, target: Target) -> Sequence[Target
     """What else a hop touches: its proxy, and a host that its Host header or SNI names instead of the URL's."""
     named = header(request.headers, b"host")
     sni = request.extensions.get("sni_hostname")
-    if (not named or named == target.host) and sni is None and (client is None or not client._mounts):
+    proxy = None if client is None else _proxy_of(client, request)
+    if (not named or named == target.host) and sni is None and proxy is None:
         return ()
     others: list[Target] = []
     if named and (host := _without_port(named)).lower() != target.host.lower():
         others.append(target._replace(host=host))
     if isinstance(sni, str) and sni and sni.lower() != target.host.lower():
         others.append(target._replace(host=sni))
-    if client is not None and client._mounts:
-        pool = getattr(client._transport_for_url(request.url), "_pool", None)
-        proxy = getattr(pool, "_proxy_url", None)
-        if proxy is not None:
-            scheme = proxy.scheme.decode()
-            others.append(Target(scheme, proxy.host.decode(), proxy.port or _DEFAULT_PORTS.get(scheme, 1080), "/"))
+    if proxy is not None:
+        scheme = proxy.scheme.decode()
+        others.append(Target(scheme, proxy.host.decode(), proxy.port or _DEFAULT_PORTS.get(scheme, 1080), "/"))
     return others
+
+
+def _proxy_of(client: Any, request: Any) -> Any:
+    """The URL of the proxy that a client sends a request by, whether it was given to the client or to a transport."""
+    transport = client._transport_for_url(request.url) if client._mounts else client._transport
+    return getattr(getattr(transport, "_pool", None), "_proxy_url", None)
 
 
 def header(headers: Any, name: bytes) -> str:
