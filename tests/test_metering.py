@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agentguard import AgentIsolated, BudgetExceeded, Guard, LLMCall, Policy
 from agentguard.core.call import Target
-from agentguard.events import Attempt, CallSettled
+from agentguard.events import Attempt, CallDenied, CallSettled
 from agentguard.integrations._decoding import decoder
 from agentguard.metering import Meter
 from agentguard.wire import recognise
@@ -181,3 +181,46 @@ def test_a_body_that_is_no_stream_is_read_when_it_is_over(guard):
 
     assert got == body.encode()
     assert settled(one) == 12
+
+
+def test_an_isolation_that_the_reader_passes_on_is_told_once(guard):
+    one = guard(1000)
+    told = []
+    one.observe(told.append)
+    meter = Meter(begun(one), FAMILY, is_events=True, is_countable=True)
+    one.isolate("worker", by="me", why="a test")
+
+    with pytest.raises(AgentIsolated) as isolated:
+        meter.feed(event("more"))
+    meter.fail(isolated.value)  # as a stream does with whatever its loop raises
+
+    one.flush()
+    assert [type(one_event) for one_event in told].count(CallDenied) == 1
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=5), st.integers(1, 60), st.booleans())
+def test_gzip_in_many_members_is_undone_however_it_is_cut(members, size, has_garbage):
+    packed = b"".join(map(gzip.compress, members)) + (b"\0\0 no member" if has_garbage else b"")
+    undo = decoder("gzip")
+
+    plain = b"".join(undo(packed[start : start + size]) for start in range(0, len(packed), size))
+
+    assert plain == b"".join(members)
+
+
+def test_a_response_that_is_not_in_the_encoding_it_names_is_handed_on_and_charged_in_full(guard):
+    one = guard(1000)
+    admission = begun(one)
+    meter = Meter(admission, FAMILY, is_events=True, is_countable=True, decode=decoder("gzip"))
+
+    assert meter.feed(DONE) == DONE
+    meter.end()
+
+    assert settled(one) == admission.estimate.input_tokens + admission.reserved_output
+
+
+def test_a_response_that_cannot_be_decoded_to_take_the_usage_out_is_a_broken_connection(guard):
+    meter = Meter(begun(guard(1000), hides=True), FAMILY, is_events=True, is_countable=True, decode=decoder("gzip"))
+
+    with pytest.raises(OSError, match="not in the encoding that it names"):
+        meter.feed(DONE)

@@ -6,6 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from agentguard.core.call import LLMCall
+from agentguard.errors import Denied
 from agentguard.guard import denial
 from agentguard.wire.stream import StreamScan
 
@@ -20,6 +21,10 @@ LEAST_EXTENSION_TOKENS = 64
 """How much is asked for at once when a stream outgrows its reservation; a twentieth of the reservation, if that is more."""
 
 _MAX_BODY_BYTES = 32 * 1024 * 1024
+
+
+def _nothing(chunk: bytes) -> bytes:  # noqa: ARG001 - stands for a decoder
+    return b""
 
 
 class Meter:
@@ -79,7 +84,7 @@ class Meter:
         scan = self._scan
         if scan is None:
             return self._collect(chunk)
-        plain = chunk if self._decode is None else self._decode(chunk)
+        plain = chunk if self._decode is None else self._decoded(self._decode, chunk)
         handed_on = scan.feed(plain)
         if scan.output_bytes > self._allowed:
             self._grow()
@@ -105,7 +110,7 @@ class Meter:
         Raises:
             AgentIsolated: It failed because the agent was isolated, and the connection was shut down.
         """
-        if self._admitted.is_cut is not None and isinstance(error, Exception):
+        if self._admitted.is_cut is not None and isinstance(error, Exception) and not isinstance(error, Denied):
             self._cut(self._admitted.is_cut)
         self._note()
         outcome = "error" if isinstance(error, Exception) else "cancelled"
@@ -120,8 +125,20 @@ class Meter:
     def _collect(self, chunk: bytes) -> bytes:
         if self._body_bytes < _MAX_BODY_BYTES:
             self._body_bytes += len(chunk)
-            self._body.append(chunk if self._decode is None else self._decode(chunk))
+            self._body.append(chunk if self._decode is None else self._decoded(self._decode, chunk))
         return chunk
+
+    def _decoded(self, decode: Callable[[bytes], bytes], chunk: bytes) -> bytes:
+        """What the caller will read of a chunk. Where it is handed on as it came, the library says what is wrong with it."""
+        try:
+            return decode(chunk)
+        except Exception as error:  # each codec raises its own
+            if self._hides:
+                msg = f"the response is not in the encoding that it names: {error}"
+                raise OSError(msg) from error  # as a connection that breaks: libraries expect it of what they read from
+            self._decode = _nothing
+            self._admitted.is_countable = False
+            return b""
 
     def _note(self) -> None:
         admitted = self._admitted

@@ -20,7 +20,7 @@ def decoder(encoding: str) -> Callable[[bytes], bytes] | None:
     for name in reversed([part.strip().lower() for part in encoding.split(",")]):
         match name:
             case "gzip" | "x-gzip":
-                undo.append(zlib.decompressobj(16 + zlib.MAX_WBITS).decompress)
+                undo.append(_gunzip())
             case "deflate":
                 undo.append(_inflate())
             case "br" if brotli := sys.modules.get("brotli") or sys.modules.get("brotlicffi"):
@@ -47,6 +47,31 @@ def can_undo(encoding: str) -> bool:
     """Whether every part of a `content-encoding` can be undone here."""
     names = {name.strip().lower() for name in encoding.split(",")} - {"", "identity"}
     return all(decoder(name) is not None for name in names)
+
+
+def _gunzip() -> Callable[[bytes], bytes]:
+    """Gzip comes in members, one after the other: some servers end one with each flush. What follows and is none is ignored."""
+    member: zlib._Decompress | None = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    is_first = True
+
+    def gunzip(chunk: bytes) -> bytes:
+        nonlocal member, is_first
+        plain = b""
+        while chunk and member is not None:
+            try:
+                plain += member.decompress(chunk)
+            except zlib.error:
+                if is_first:
+                    raise
+                member = None
+                break
+            chunk = member.unused_data
+            if member.eof:
+                member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+                is_first = False
+        return plain
+
+    return gunzip
 
 
 def _inflate() -> Callable[[bytes], bytes]:
