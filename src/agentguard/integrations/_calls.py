@@ -212,7 +212,9 @@ def begin_or_none(guard: Guard) -> Admission | None:
         Denied: The call has been refused on its way, and somebody tries it again: openai 1.109 retries any exception.
     """
     current = CURRENT.get()
-    if current is None or current.guard is not guard:
+    while current is not None and current.guard is not guard:  # several guards may be on one call
+        current = current.around
+    if current is None:
         return None
     if current.refused is not None:
         raise refuse(current.refused, current.call)
