@@ -13,6 +13,7 @@ from agentguard.core.pricing import cost_nanos
 from agentguard.errors import Denied
 from agentguard.policy.model import Ambiguous
 from agentguard.wire.glance import most_tokens
+from agentguard.wire.recognition import could_be
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -175,7 +176,7 @@ class Admission:
         """Ask for one more HTTP request of the call. After an unanswered one its input, which may be billed twice, is held."""
         if self.rights.llm.ambiguous is Ambiguous.NOTHING or not isinstance(self.call, LLMCall):
             return None
-        if not self.attempts or not _is_ambiguous(self.attempts[-1]):
+        if not self.attempts or not _may_be_billed(self.attempts[-1]):
             return None
         refusal = self.guard.ledger.extend(self, input_tokens=self.estimate.input_tokens)
         if refusal is None:
@@ -334,6 +335,12 @@ def _shut_down(connection: Any) -> None:
         else:  # uvloop's stand-in has a number only
             with socket.socket(fileno=os.dup(connection.fileno())) as same:
                 same.shutdown(socket.SHUT_RDWR)
+
+
+def _may_be_billed(attempt: Attempt) -> bool:
+    """Whether a request that is made again may have been billed: its answer was lost, or broke off while it was read."""
+    has_begun = attempt.status is not None and 200 <= attempt.status < 300 and could_be(attempt.target.path)
+    return has_begun or _is_ambiguous(attempt)
 
 
 def _is_ambiguous(attempt: Attempt) -> bool:

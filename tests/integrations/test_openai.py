@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import threading
 import weakref
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx2
 import openai
@@ -214,3 +216,48 @@ def test_a_body_that_the_caller_has_serialised_is_an_llm_call_that_is_charged(pr
 
     assert len(guarded.llm_calls) == 1
     assert guarded.spent == provider.tokens
+
+
+class BreaksOff(BaseHTTPRequestHandler):
+    """Answers a first request with half of its answer, and the next with all of it."""
+
+    protocol_version = "HTTP/1.1"
+    answer = json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "gpt-4.1",
+            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello."}}],
+            "usage": {"prompt_tokens": 50, "completion_tokens": 3, "total_tokens": 53},
+        }
+    ).encode()
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.asked += 1
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(self.answer)))
+        self.end_headers()
+        self.wfile.write(self.answer[:20] if self.server.asked == 1 else self.answer)
+        self.close_connection = True
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+def test_an_answer_that_broke_off_and_was_asked_for_again_is_charged_too(guarded):
+    with HTTPServer(("127.0.0.1", 0), BreaksOff) as server:
+        server.asked = 0
+        serving = threading.Thread(target=server.serve_forever, daemon=True)
+        serving.start()
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{server.server_port}/v1", api_key="sk-test") as client:
+            client.chat.completions.create(**CHAT, max_tokens=20)
+        server.shutdown()
+        serving.join()
+
+    [settled] = guarded.llm_calls
+    assert server.asked == len(settled.attempts) == 2
+    assert settled.usage.estimated
+    assert guarded.spent > 53 + 50
