@@ -55,6 +55,15 @@ def _may_trace_siblings() -> bool:
         return file.read().strip() == "0"
 
 
+def _may_type_for_others() -> bool:
+    """Since Linux 6.2 it can be switched off."""
+    switch = "/proc/sys/dev/tty/legacy_tiocsti"
+    if not os.path.exists(switch):
+        return True
+    with open(switch, encoding="ascii") as file:
+        return file.read().strip() == "1"
+
+
 FEATURES = {
     "siblings": _may_trace_siblings,
     "ipv6": lambda: socket.has_ipv6,
@@ -69,6 +78,7 @@ FEATURES = {
     "io_uring": _has_io_uring,
     "int80": _has_int80,
     "x32": _has_x32,
+    "tiocsti": _may_type_for_others,
 }
 
 

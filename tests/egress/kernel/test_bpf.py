@@ -152,6 +152,16 @@ def test_ordinary_options_are_free(call, level, option):
     assert call("setsockopt", 3, level, option, 0, 4) == ALLOW
 
 
+@pytest.mark.parametrize("asked", [0x5412, 0x541C, 1 << 32 | 0x5412])
+def test_nothing_is_typed_into_the_terminal_of_others(call, asked):
+    assert call("ioctl", 0, asked, 0x1000) == refused(errno.EPERM)
+
+
+@pytest.mark.parametrize("asked", [0x5401, 0x5413, 0x541B, 0x5421, 0x541200005413])
+def test_ordinary_control_of_devices_is_free(call, asked):
+    assert call("ioctl", 0, asked, 0x1000) == ALLOW
+
+
 @pytest.mark.parametrize("name", REFUSED_OUTRIGHT)
 def test_ways_around_are_refused(call, name):
     assert call(name) == refused(REFUSED_OUTRIGHT[name])

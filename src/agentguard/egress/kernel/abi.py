@@ -55,6 +55,7 @@ _COMMON = {
     "landlock_restrict_self": 446,
 }
 _X86_64 = {
+    "ioctl": 16,
     "socket": 41,
     "connect": 42,
     "sendto": 44,
@@ -64,6 +65,7 @@ _X86_64 = {
     "socketpair": 53,
     "setsockopt": 54,
     "ptrace": 101,
+    "request_key": 249,
     "sendmmsg": 307,
     "process_vm_readv": 310,
     "process_vm_writev": 311,
@@ -72,6 +74,7 @@ _X86_64 = {
     "userfaultfd": 323,
 }
 _GENERIC = {
+    "ioctl": 29,
     "ptrace": 117,
     "socket": 198,
     "socketpair": 199,
@@ -81,6 +84,7 @@ _GENERIC = {
     "sendto": 206,
     "setsockopt": 208,
     "sendmsg": 211,
+    "request_key": 218,
     "sendmmsg": 269,
     "process_vm_readv": 270,
     "process_vm_writev": 271,

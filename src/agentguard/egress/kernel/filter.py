@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TYPE_MASK = 0xF  # the rest of a socket's type are flags
 MSG_FASTOPEN = 0x20000000
 TCP_FASTOPEN_CONNECT = 30
+_TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: a line is typed for whoever reads the terminal next, the user's shell
 _IP_OPTIONS = 4  # loose source routing: the first router is where the packets really go
 _IPV6_ROUTES = (5, 6, 57)  # IPV6_2292RTHDR, IPV6_2292PKTOPTIONS, IPV6_RTHDR: the same for IPv6
 
@@ -38,6 +39,8 @@ REFUSED_OUTRIGHT = {
     "process_vm_writev": errno.EPERM,
     "pidfd_getfd": errno.EPERM,
     "bpf": errno.EPERM,
+    # The kernel starts a program to find the key, outside of the tree; for `dns_resolver` that one looks names up.
+    "request_key": errno.ENOSYS,
     # Memory whose reading stalls the reader: the supervisor reads addresses from the tree's memory.
     "userfaultfd": errno.EPERM,
 }
@@ -61,7 +64,7 @@ def build(machine: Machine, *, is_full: bool, makes_datagrams: bool, injects: bo
     number = machine.numbers
     for name in ("connect", *(("listen", "bind") if injects else ()), *(("sendmsg", "sendmmsg") if is_full else ())):
         program.if_equal(number[name], then="ask")
-    for name in ("socket", "socketpair", "sendto", "setsockopt", *(() if is_full else ("sendmsg", "sendmmsg"))):
+    for name in ("socket", "socketpair", "sendto", "setsockopt", "ioctl", *(() if is_full else ("sendmsg", "sendmmsg"))):
         program.if_equal(number[name], then=name)
     for name, fault in REFUSED_OUTRIGHT.items():
         program.if_equal(number[name], then=errno.errorcode[fault])
@@ -71,6 +74,7 @@ def build(machine: Machine, *, is_full: bool, makes_datagrams: bool, injects: bo
     _judge_socketpair(program, is_full=is_full)
     _judge_sending(program, is_full=is_full)
     _judge_options(program)
+    _judge_terminal(program)
 
     program.label("ask")
     program.end(abi.SECCOMP_RET_USER_NOTIF)
@@ -178,3 +182,11 @@ def _judge_options(program: Program) -> None:
     for option in _IPV6_ROUTES[:-1]:
         program.if_equal(option, then="EPERM")
     program.if_equal(_IPV6_ROUTES[-1], then="EPERM", otherwise="allow")
+
+
+def _judge_terminal(program: Program) -> None:
+    """Everything but typing into the terminal: what reads it next may stand outside of the tree."""
+    program.label("ioctl")
+    program.load_argument(1)
+    program.if_equal(_TERMINAL_INPUT[0], then="EPERM")
+    program.if_equal(_TERMINAL_INPUT[1], then="EPERM", otherwise="allow")

@@ -14,6 +14,7 @@ import stat
 import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -458,7 +459,7 @@ def many_forks_while_the_watcher_is_killed(aim):
 
 
 # ------------------------------------------------------------------------- a process of the same user, outside of the tree
-# bystander.py holds a connection to the denied server, and says again and again what stands in its memory.
+# bystander.py holds a connection to the denied server, says again and again what stands in its memory, and obeys a terminal.
 
 
 def bystander():
@@ -473,7 +474,7 @@ def beside(*needs, **more):
 
 @beside()
 def descriptor_stolen(aim):
-    pid, fd, _ = bystander()
+    pid, fd, _, _ = bystander()
     stolen = _stolen(pid, fd)
     os.write(stolen, aim.request())
 
@@ -481,7 +482,7 @@ def descriptor_stolen(aim):
 @beside()
 def descriptor_opened_through_proc(aim):
     """Sockets cannot be opened so; a pipe that somebody reads can."""
-    pid, fd, _ = bystander()
+    pid, fd, _, _ = bystander()
     try:
         os.write(os.open(f"/proc/{pid}/fd/{fd}", os.O_WRONLY), aim.request())
     except OSError:
@@ -490,7 +491,7 @@ def descriptor_opened_through_proc(aim):
 
 @beside()
 def memory_of_a_bystander(aim):
-    pid, _, at = bystander()
+    pid, _, at, _ = bystander()
     with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
         memory.seek(at)
         memory.write(aim.secret)
@@ -499,7 +500,7 @@ def memory_of_a_bystander(aim):
 
 @beside()
 def memory_of_a_bystander_by_the_other_call(aim):
-    pid, _, at = bystander()
+    pid, _, at, _ = bystander()
     text = ctypes.create_string_buffer(aim.secret)
     local = (ctypes.c_size_t * 2)(ctypes.addressof(text), len(aim.secret))
     remote = (ctypes.c_size_t * 2)(at, len(aim.secret))
@@ -509,7 +510,7 @@ def memory_of_a_bystander_by_the_other_call(aim):
 
 @beside()
 def bystander_traced(aim):
-    pid, _, at = bystander()
+    pid, _, at, _ = bystander()
     LIBC.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
     if LIBC.ptrace(PTRACE_ATTACH, pid, None, None) < 0:
         raise PermissionError("ptrace")
@@ -519,3 +520,19 @@ def bystander_traced(aim):
         LIBC.ptrace(PTRACE_POKEDATA, pid, at + offset, int.from_bytes(data[offset : offset + 8], "little"))
     LIBC.ptrace(PTRACE_DETACH, pid, None, None)
     time.sleep(0.15)
+
+
+@beside("feature:tiocsti")
+def typed_into_the_terminal_of_a_bystander(aim):
+    """What a program types into its terminal is read by the shell that it came from."""
+    *_, terminal = bystander()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        opened = os.open(terminal, os.O_RDWR)  # as whoever is started in a terminal has it
+        with contextlib.suppress(OSError):
+            for byte in aim.secret + b"\n":
+                fcntl.ioctl(opened, termios.TIOCSTI, bytes([byte]))
+        time.sleep(0.15)
+        os._exit(0)
+    os.waitpid(child, 0)
