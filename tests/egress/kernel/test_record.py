@@ -80,6 +80,26 @@ def test_the_remedy_fits_the_rule(tmp_path, what, rule, remedy):
     assert remedy in heard[0].remedy
 
 
+def test_a_log_that_cannot_start_anew_is_never_taken_for_another_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("agentguard.egress.kernel.record._MOST_BYTES", 10)
+    folder = tmp_path / "egress"
+    folder.mkdir()
+    record = Record(str(folder / "log"), None, lambda _: None)
+    record.note("something")
+    (folder / "log").unlink()
+    folder.rmdir()  # a program of the tree may do that
+
+    record.note("lost")
+    others = [os.open(tmp_path / str(number), os.O_CREAT | os.O_RDWR) for number in range(8)]  # as sockets of the tree would be
+    record.note("lost")
+
+    try:
+        assert [os.fstat(one).st_size for one in others] == [0] * 8
+    finally:
+        for one in others:
+            os.close(one)
+
+
 def test_a_log_starts_anew_when_it_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr("agentguard.egress.kernel.record._MOST_BYTES", 1000)
     record = Record(str(tmp_path / "log"), None, lambda _: None)

@@ -114,12 +114,15 @@ class Record:
         """Write a line."""
         line = json.dumps({"event": event, "at": time.time()} | facts, separators=(",", ":")).encode() + b"\n"
         with self._lock, contextlib.suppress(OSError):
-            if self._file is not None:
-                if os.fstat(self._file).st_size > _MOST_BYTES:
-                    os.close(self._file)
-                    os.replace(self._path, self._path + ".1")
-                    self._file = self._open()
-                os.write(self._file, line)
+            if os.fstat(self._file).st_size > _MOST_BYTES:
+                self._start_anew()
+            os.write(self._file, line)
+
+    def _start_anew(self) -> None:
+        """Closes the old file last: a number that was closed would soon be some socket of the tree's, and be written to."""
+        os.replace(self._path, self._path + ".1")
+        full, self._file = self._file, self._open()
+        os.close(full)
 
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
