@@ -89,6 +89,8 @@ def test_only_the_chain_that_begins_at_the_name_answers():
         response(7, "a.test", dns.A, flags=0x0100),  # a question
         response(7, "a.test", dns.A, questions=2),
         response(7, "a.test", dns.A, record(spelled("a.test"), dns.A, 1, b"\1\2\3\4"))[:-1],
+        response(7, "a.test", dns.A)[:-4],  # cut in its question
+        response(7, "a.test", dns.A)[:-3],
     ],
 )
 def test_what_does_not_answer_the_query_is_refused(message):

@@ -89,7 +89,7 @@ def read_answer(message: bytes, number: int, name: str, kind: int) -> Found:
     if found != number or not flags & _IS_ANSWER or questions != 1:
         raise ValueError(_NO_MESSAGE)
     asked, place = _read_name(message, _HEADER.size)
-    if asked != name or struct.unpack_from("!H", message, place)[0] != kind:
+    if asked != name or message[place : place + 2] != kind.to_bytes(2):
         raise ValueError(_NO_MESSAGE)
     aliases: dict[str, tuple[str, int]] = {}
     addresses: dict[str, list[tuple[str, int]]] = {}
