@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _UPSTREAM_SECONDS = 3.0
 _IDLE_SECONDS = 30.0
+_SHORTAGE_SECONDS = 0.05
 _MOST_AT_ONCE = 64
 _DATAGRAM = 4096
 _SHORT_ANSWER = 512
@@ -144,8 +146,13 @@ class Broker:
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._stream.accept()
-            self._start(self._serve, connection)
+            try:
+                connection, _ = self._stream.accept()
+            except OSError:  # no descriptor is left for it: it waits in the queue until there is one
+                time.sleep(_SHORTAGE_SECONDS)
+                continue
+            if not self._start(self._serve, connection):
+                connection.close()
 
     def _receive(self) -> None:
         while True:
@@ -153,9 +160,15 @@ class Broker:
                 message, client = self._datagrams.recvfrom(_DATAGRAM)
                 self._start(self._reply, message, client)
 
-    def _start(self, serve: Callable[..., None], *args: object) -> None:
+    def _start(self, serve: Callable[..., None], *args: object) -> bool:
+        """Serve one client on a thread; False when there is none to be had, and the client has to ask again."""
         self._room.acquire()
-        threading.Thread(target=self._serve_one, args=(serve, args), daemon=True).start()
+        try:
+            threading.Thread(target=self._serve_one, args=(serve, args), daemon=True).start()
+        except RuntimeError:  # the tree has taken all the processes that its user or its container may have
+            self._room.release()
+            return False
+        return True
 
     def _serve_one(self, serve: Callable[..., None], args: tuple[object, ...]) -> None:
         try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from agentguard.egress.kernel import abi, sockaddr, tasks
 from agentguard.egress.kernel.gate import CONTROL
-from agentguard.egress.kernel.notices import Answer
+from agentguard.egress.kernel.notices import Answer, Later
 
 if TYPE_CHECKING:
     import _socket
@@ -113,7 +113,10 @@ class Connecting:
                 return self._as_first_told(notice, answer)
             self._near.pop(raw, None)
         descriptor = taken.detach()
-        return lambda: self._as_first_told(notice, self._connect_at_leisure(descriptor, raw))
+        return Later(
+            lambda: self._as_first_told(notice, self._connect_at_leisure(descriptor, raw)),
+            lambda: os.close(descriptor),
+        )
 
     def _connect_at_leisure(self, descriptor: int, raw: bytes) -> Answer:
         """Connect, however long it takes; who is near is connected to at once the next time."""
@@ -128,9 +131,12 @@ class Connecting:
     def _connect_abstract(self, notice: Notice, taken: _socket.socket, address: Address, raw: bytes) -> Outcome:
         if not isinstance(address, sockaddr.UnixAbstract):
             return Answer(errno.EINVAL)
-        if address.name == CONTROL:
-            return Answer(self._invite(notice.tid, taken.fileno()))
-        return _connected(taken.fileno(), raw)
+        if address.name != CONTROL:
+            return self._connect_to(taken.fileno(), raw)
+        error = self._invite(notice.tid, taken.fileno())
+        if not error:
+            self._sockets.let_go(taken.fileno())
+        return Answer(error)
 
     def _connect_unix(self, notice: Notice, taken: _socket.socket, address: UnixPath) -> Outcome:
         pinned = self._gate.pin_unix(notice, address)
@@ -147,7 +153,11 @@ class Connecting:
             finally:
                 pinned.close()
 
-        return connect if os.get_blocking(descriptor) else connect()
+        def drop() -> None:
+            os.close(descriptor)
+            pinned.close()
+
+        return Later(connect, drop) if os.get_blocking(descriptor) else connect()
 
     def _connect_to(self, descriptor: int, raw: bytes) -> Answer:
         answer = _connected(descriptor, raw)

@@ -42,7 +42,7 @@ class Control:
 
     Args:
         judge: What holds, and is narrowed.
-        facts: What is told about the supervisor: its log, its way to sockets.
+        facts: What is told about the supervisor: its log, its way to sockets, the policy file that it began with.
     """
 
     def __init__(self, judge: Judge, facts: dict[str, Any]) -> None:
@@ -96,7 +96,7 @@ class Control:
                 guest: _Guest = key.data
                 try:
                     alive = self._hear(guest)
-                except (OSError, ValueError, KeyError, TypeError):
+                except Exception:  # noqa: BLE001 - a guest may say anything: it is sent away, and the others are served on
                     alive = False
                 if not alive:
                     self._selector.unregister(guest.connection)
@@ -114,7 +114,7 @@ class Control:
     def _reply(self, guest: _Guest, request: dict[str, Any]) -> dict[str, Any]:
         match request["ask"]:
             case "status":
-                return self._facts | {"enforced": self._judge.is_enforced, "path": self._judge.boundary.path}
+                return self._facts | {"enforced": self._judge.is_enforced}
             case "narrow":
                 asked = Boundary.from_json(request["boundary"])
                 is_whole = asked.narrows(self._judge.boundary)

@@ -53,7 +53,13 @@ class _Stand:
     def __init__(self, boundary: Boundary, order: dict[str, Any]) -> None:
         self._judge = Judge(boundary, Pins(time.monotonic), read_hosts(), order["folders"])
         self._reloads: str = order.get("reload", "")
-        facts = {"supervisor": os.getpid(), "log": order["log"], "full": order["full"], "reloads": bool(self._reloads)}
+        facts = {
+            "supervisor": os.getpid(),
+            "log": order["log"],
+            "full": order["full"],
+            "path": boundary.path,  # that of a boundary within is whatever the process that asked for it says
+            "reloads": bool(self._reloads),
+        }
         self._control = Control(self._judge, facts)
         self._record = Record(order["log"], order["terminal"], self._control.tell)
         self._nameservers = read_nameservers()

@@ -6,11 +6,13 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Callable
 from fcntl import ioctl
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.egress.kernel import abi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _NOTICE = struct.Struct("=QIIiIQ6Q")
 _NO_NOTICE = bytes(_NOTICE.size)
@@ -48,8 +50,19 @@ class Answer(NamedTuple):
     then: Callable[[], None] | None = None
 
 
-# What may take long is returned to be called, so that others are answered meanwhile.
-Outcome = Answer | Callable[[], Answer]
+class Later(NamedTuple):
+    """What may take long, so that others are answered meanwhile. Either of both is called, once.
+
+    Attributes:
+        finish: Makes the call.
+        drop: Lets go of what was held for it: nobody can make it now.
+    """
+
+    finish: Callable[[], Answer]
+    drop: Callable[[], None]
+
+
+Outcome = Answer | Later
 
 
 class Listener:

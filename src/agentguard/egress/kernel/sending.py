@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agentguard.egress.kernel import sockaddr, tasks
 from agentguard.egress.kernel.connecting import CARRIED
 from agentguard.egress.kernel.filter import MSG_FASTOPEN
-from agentguard.egress.kernel.notices import Answer
+from agentguard.egress.kernel.notices import Answer, Later
 
 if TYPE_CHECKING:
     import _socket
@@ -118,7 +118,7 @@ class Sending:
 
         if isinstance(outcome, Answer):
             return counted(outcome)
-        return lambda: counted(outcome())
+        return Later(lambda: counted(outcome.finish()), outcome.drop)
 
     def _send(self, notice: Notice, message: _Message) -> Outcome:
         if message.flags & MSG_FASTOPEN:
@@ -205,7 +205,7 @@ def _sent(taken: _socket.socket, message: _Message, receiver: _Receiver) -> Outc
         with waiting:
             return _send_by(waiting, message, receiver, 0)
 
-    return send_later
+    return Later(send_later, waiting.close)
 
 
 def _send_by(taken: _socket.socket, message: _Message, receiver: _Receiver, more: int) -> Answer:

@@ -147,7 +147,11 @@ class MadeSockets:
         self._swept = now
         with self._lock:
             for inode, made in list(self._made.items()):
-                is_due = (at_once and _is_bound(made.ours)) or now > made.since + _KEPT_SECONDS
+                is_due = (
+                    made.ours.family == socket.AF_NETLINK  # each look-up makes one, and hands it to nobody
+                    or (at_once and _is_bound(made.ours))
+                    or now > made.since + _KEPT_SECONDS
+                )
                 if is_due and not _is_still(made, inode):
                     self._close(inode)
 

@@ -14,10 +14,10 @@ from agentguard.egress.kernel.notices import Answer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from agentguard.egress.kernel.notices import Listener, Notice, Outcome
+    from agentguard.egress.kernel.notices import Later, Listener, Notice, Outcome
     from agentguard.egress.kernel.record import Record
 
-_MOST_THREADS = 128
+_MOST_THREADS = 1024
 _SPARE_THREADS = 4
 _STACK_BYTES = 256 * 1024
 _ATTENDED_EVERY_SECONDS = 0.05
@@ -62,16 +62,16 @@ class Supervisor:
             self._add_thread()
 
     def _add_thread(self) -> None:
+        threading.Thread(target=self._serve, daemon=True).start()
         self._threads += 1
         self._idle += 1
-        threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
         while True:
             with self._turn:
-                notice, work = self._answer_until_one_takes_long()
+                notice, later = self._answer_until_one_takes_long()
             with self._attended(notice):
-                self._send(notice, self._finish(notice, work))
+                self._send(notice, self._finish(notice, later))
             with self._count:
                 if self._idle >= _SPARE_THREADS:
                     self._threads -= 1
@@ -98,7 +98,7 @@ class Supervisor:
                     if tasks.has_signal(notice.tid):
                         self._listener.answer(notice, Answer(errno.EINTR))
 
-    def _answer_until_one_takes_long(self) -> tuple[Notice, Callable[[], Answer]]:
+    def _answer_until_one_takes_long(self) -> tuple[Notice, Later]:
         while True:
             notice = self._listener.receive()
             if notice is None:
@@ -109,6 +109,7 @@ class Supervisor:
             elif self._leaves_a_thread():
                 return notice, outcome
             else:
+                outcome.drop()
                 self._send(notice, Answer(errno.EAGAIN))
 
     def _leaves_a_thread(self) -> bool:
@@ -117,7 +118,10 @@ class Supervisor:
             if self._idle <= 1:
                 if self._threads >= _MOST_THREADS:
                     return False
-                self._add_thread()
+                try:
+                    self._add_thread()
+                except RuntimeError:  # the tree has taken all the processes that its user or its container may have
+                    return False
             self._idle -= 1
             return True
 
@@ -130,9 +134,9 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001 - a fault of ours must not let the call pass, nor end the supervisor
             return self._refuse(notice, error)
 
-    def _finish(self, notice: Notice, work: Callable[[], Answer]) -> Answer:
+    def _finish(self, notice: Notice, later: Later) -> Answer:
         try:
-            return work()
+            return later.finish()
         except Exception as error:  # noqa: BLE001 - as above
             return self._refuse(notice, error)
 

@@ -10,6 +10,8 @@ import _socket
 import contextlib
 import json
 import os
+import resource
+import signal
 import struct
 import sys
 from typing import Any
@@ -23,6 +25,7 @@ _ONE_DESCRIPTOR = struct.calcsize("i")
 def take_over(descriptor: int) -> tuple[dict[str, Any], int | None]:
     """What the program at the other end of `descriptor` asks for, and its listener; None when it could not be taken."""
     abi.prctl(abi.PR_SET_DUMPABLE, 0)  # nobody of this user may look into us, or take our descriptors
+    _take_all_descriptors()
     link = _socket.socket(fileno=descriptor)
     order: dict[str, Any] = json.loads(_receive(link))
     if order["detached"]:
@@ -44,11 +47,24 @@ def take_over(descriptor: int) -> tuple[dict[str, Any], int | None]:
     return order | {"injects": injects}, listener
 
 
+def _take_all_descriptors() -> None:
+    """Have as many as we may: some are held for every task of a tree."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError, ValueError):  # more than the system allows by now
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _leave_the_family() -> None:
-    """Be nobody's child: a program that waits for all of its children must not meet us. Nor are we hit by its Ctrl-C."""
+    """Be nobody's child: a program that waits for all of its children must not meet us. Nor are we hit by its Ctrl-C.
+
+    What asks a whole service to end (systemd asks every process of it) leaves us too: a program that ends in order still
+    connects, and we end with the last task of its tree.
+    """
     if os.fork():
         os._exit(0)
     os.setsid()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _look_at(probe: dict[str, int]) -> bool:
