@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 UNIX_SOCKETS = "external_calls.unix_sockets"
 
-SERVICES = (".", "dbus-", "gpg-", "keyring-", "mysql", "snap.", "ssh-", "systemd-", "tmux-", "vscode-")
+SERVICES = (
+    ".", "dbus-", "emacs", "gpg-", "keyring-", "kitty", "mysql", "nvim.", "podman-run-", "snap.", "ssh-", "supervisor",
+    "systemd-", "tmux-", "vscode-",
+)  # fmt: skip
 """How the names begin of what listens in a temporary folder on behalf of the user, not of the program (X11's with a dot)."""
 
 
