@@ -1,4 +1,4 @@
-"""A process of the same user outside of the guarded tree: it holds a connection, says what its memory says, and obeys a terminal."""
+"""A process of the same user outside of the guarded tree: it holds a connection, and says what its memory and a terminal say."""
 
 from __future__ import annotations
 
