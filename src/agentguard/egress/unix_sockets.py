@@ -20,6 +20,12 @@ SERVICES = (
 )  # fmt: skip
 """How the names begin of what listens in a temporary folder on behalf of the user, not of the program (X11's with a dot)."""
 
+LOOKUPS = (
+    "/run/avahi-daemon/socket", "/run/nscd/socket", "/run/systemd/resolve/io.systemd.Resolve", "/run/systemd/userdb",
+    "/var/run/nscd/socket",
+)  # fmt: skip
+"""What the C library asks for names before it asks the nameserver. Where nobody listens it does without."""
+
 
 @cache
 def own_folders() -> tuple[str, ...]:

@@ -183,6 +183,15 @@ def test_every_refusal_is_in_the_log_with_rule_and_remedy(held):
     assert not [line for line in held["probe"]["log"] if line["event"] == "fault"]
 
 
+@pytest.mark.parametrize("way", ["run", "docker", "udp", "report"])
+def test_what_the_c_library_asks_before_the_nameserver_is_passed_over_and_not_told(found, way):
+    held = found(way)
+
+    assert found("bare")["cache"]
+    assert held["cache"] == 0
+    assert not [line for line in held["probe"]["log"] if line.get("host") == "/run/nscd/socket"]
+
+
 def test_a_socket_that_is_refused_is_explained_too(found):
     log = [line for line in found("run")["probe"]["log"] if line.get("what") == "socket"]
 

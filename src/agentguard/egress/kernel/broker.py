@@ -40,12 +40,14 @@ class Broker:
         judge: Which names may be asked about, and what may answer.
         nameservers: The real ones, as (address, port).
         refuse: Told of every name that is refused.
+        search: The domains in which the C library looks for a name, below each of them.
     """
 
-    def __init__(self, judge: Judge, nameservers: Sequence[tuple[str, int]], refuse: Refuse) -> None:
+    def __init__(self, judge: Judge, nameservers: Sequence[tuple[str, int]], refuse: Refuse, search: Sequence[str] = ()) -> None:
         self._judge = judge
         self._nameservers = tuple(nameservers)
         self._refuse = refuse
+        self._search = tuple(f".{domain}" for domain in search)
         self._room = threading.BoundedSemaphore(_MOST_AT_ONCE)
         self._stream = socket.create_server(("127.0.0.1", 0), backlog=128)
         self._datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -76,7 +78,8 @@ class Broker:
             return None
         verdict = self._judge.judge_name(question.name)
         if not verdict.allowed:
-            self._refuse(question.name, verdict)
+            if not self._is_searched_for(question.name):
+                self._refuse(question.name, verdict)
             if self._judge.is_enforced:
                 return dns.answer(question, dns.NAME_ERROR)
         if question.kind in (dns.SVCB, dns.HTTPS):  # they carry addresses too, which nobody would have judged
@@ -84,6 +87,10 @@ class Broker:
         if question.kind not in (dns.A, dns.AAAA):
             return self._pass_on(question, most)
         return self._resolve(question, most)
+
+    def _is_searched_for(self, name: str) -> bool:
+        """Whether the C library has made a name of an allowed one: in Kubernetes it asks three such before the name itself."""
+        return any(name.endswith(domain) and self._judge.judge_name(name.removesuffix(domain)).allowed for domain in self._search)
 
     def _resolve(self, question: dns.Question, most: int) -> bytes:
         number = int.from_bytes(os.urandom(2))
@@ -124,7 +131,9 @@ class Broker:
         for raw in self._ask(number, question):
             with contextlib.suppress(ValueError):
                 dns.read_answer(raw, number, question.name, question.kind)
-                return question.id.to_bytes(2) + raw[2:] if len(raw) <= most else dns.answer(question, dns.SERVER_FAILURE)
+                if len(raw) > most:
+                    return dns.answer(question, dns.NO_ERROR, is_cut=True)  # who asked asks again over TCP
+                return question.id.to_bytes(2) + raw[2:]
         return dns.answer(question, dns.SERVER_FAILURE)
 
     # ------------------------------------------------------------------------------------------------------ upstream
@@ -235,6 +244,17 @@ def read_nameservers(path: str = "/etc/resolv.conf") -> list[tuple[str, int]]:
                 with contextlib.suppress(ValueError):
                     found.append((str(ip_address(words[1].partition("%")[0])), PORT))
     return found or [("127.0.0.1", PORT)]
+
+
+def read_search(path: str = "/etc/resolv.conf") -> list[str]:
+    """The domains in which this host's C library looks for a name; without a list, that of the host itself."""
+    found = [socket.gethostname().partition(".")[2]]
+    with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
+        for line in file:
+            words = line.split()
+            if len(words) > 1 and words[0] in {"search", "domain"}:  # the last of them holds
+                found = words[1:]
+    return [domain.strip(".").lower() for domain in found if domain.strip(".")]
 
 
 def read_hosts(path: str = "/etc/hosts") -> dict[str, frozenset[str]]:

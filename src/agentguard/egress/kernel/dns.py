@@ -114,12 +114,16 @@ def read_answer(message: bytes, number: int, name: str, kind: int) -> Found:
     return Found(flags & 0xF, tuple(chain[1:]), pairs, bool(flags & IS_TRUNCATED))
 
 
-def answer(question: Question, code: int, addresses: tuple[tuple[str, int], ...] = (), most: int = 65_535) -> bytes:
-    """An answer of our own making, no longer than `most`."""
+def answer(
+    question: Question, code: int, addresses: tuple[tuple[str, int], ...] = (), most: int = 65_535, *, is_cut: bool = False
+) -> bytes:
+    """An answer of our own making, no longer than `most`; `is_cut` says that there would be more."""
     records = b"".join(_record(question.kind, ip, ttl) for ip, ttl in addresses)
     size = len(_record(question.kind, *addresses[0])) if addresses else 1
     fitting = max(0, (most - _HEADER.size - len(question.raw)) // size)
-    flags = _IS_ANSWER | _RECURSION_DESIRED | _RECURSION_AVAILABLE | code | (IS_TRUNCATED if fitting < len(addresses) else 0)
+    flags = _IS_ANSWER | _RECURSION_DESIRED | _RECURSION_AVAILABLE | code
+    if is_cut or fitting < len(addresses):
+        flags |= IS_TRUNCATED
     count = min(fitting, len(addresses))
     return _HEADER.pack(question.id, flags, 1, count, 0, 0) + question.raw + records[: count * size]
 

@@ -11,7 +11,7 @@ from agentguard.egress.kernel import sockaddr
 from agentguard.egress.kernel.judge import pin_unix_path
 from agentguard.egress.kernel.notices import Answer
 from agentguard.egress.kernel.record import Who
-from agentguard.egress.unix_sockets import UNIX_SOCKETS
+from agentguard.egress.unix_sockets import LOOKUPS, UNIX_SOCKETS, is_below
 from agentguard.policy.hosts import Verdict
 
 if TYPE_CHECKING:
@@ -109,6 +109,10 @@ class Gate:
         verdict = self._judge.judge_unix(pinned.path)
         if verdict.allowed:
             return pinned
+        if any(is_below(pinned.path, asked) for asked in LOOKUPS):
+            # In report mode too: what is looked up there the broker does not see. It is nobody's intent, so it is not recorded.
+            pinned.close()
+            return Answer(errno.ECONNREFUSED)
         refused = self._refuse_or_record(notice, "unix", pinned.path, verdict)
         if refused is None:
             return pinned

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentguard.egress.boundary import Boundary
 from agentguard.egress.kernel import abi, tasks
-from agentguard.egress.kernel.broker import Broker, read_hosts, read_nameservers
+from agentguard.egress.kernel.broker import Broker, read_hosts, read_nameservers, read_search
 from agentguard.egress.kernel.connecting import Connecting
 from agentguard.egress.kernel.control import Control
 from agentguard.egress.kernel.gate import Detour, Gate
@@ -63,7 +63,7 @@ class _Stand:
         self._control = Control(self._judge, facts)
         self._record = Record(order["log"], order["terminal"], self._control.tell)
         self._nameservers = read_nameservers()
-        self._broker = Broker(self._judge, self._nameservers, self._refuse_name)
+        self._broker = Broker(self._judge, self._nameservers, self._refuse_name, read_search())
 
     def serve(self, listener: Listener, *, injects: bool) -> None:
         """Begin to answer, on threads."""
