@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import agentguard.cli
+from agentguard.egress.kernel.hold import outlook
 from agentguard.testing import Provider
 
 BOOTSTRAP = Path(agentguard.cli.__file__).parent / "bootstrap"
@@ -281,6 +283,30 @@ def test_the_off_switch_is_loud(shell, script, policy):
 
     assert done.stdout == "started\n"
     assert "nothing is guarded" in done.stderr
+
+
+@pytest.mark.needs("bash")
+def test_the_off_switch_switches_the_kernel_off_too(shell, policy, folder):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        done = shell("run", "--egress", "auto", "--", "bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}", AGENTGUARD_DISABLED="1")
+
+    assert done.returncode == 0, done.stderr
+    assert "nothing is guarded" in done.stderr
+    log = [
+        json.loads(line) for file in (folder.parent / "state").rglob("events/*.jsonl") for line in file.read_text().splitlines()
+    ]
+    assert "guard_disabled" in {record["kind"] for record in log}
+
+
+@pytest.mark.skipif(not outlook(None).is_available, reason=outlook(None).text)
+def test_the_banner_says_what_the_kernel_holds(shell, policy):
+    done = shell("run", "--egress", "kernel", "--", "env", AGENTGUARD_BANNER="1")
+
+    lines = done.stderr.splitlines()
+    assert any(line.startswith("  egress ") and line.endswith("held by the kernel for every process") for line in lines), lines
+    assert any(line.startswith("  not guarded  everything else that it starts, but for its egress") for line in lines)
 
 
 def test_ctrl_c_ends_the_program_as_it_would_without_us(script, policy, ctrl_c):

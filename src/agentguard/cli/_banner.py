@@ -36,10 +36,14 @@ def banner_of_command(program: str, path: str | None) -> list[str]:
     Raises:
         PolicyError: The policy does not load.
     """
-    if os.environ.get("AGENTGUARD_DISABLED", "") not in {"", "0"}:
-        return [_DISABLED]
     policy = load_policy(path) if path else Policy(mode=Mode.REPORT)
-    return _lines(policy, f"{program} and its children, where they are Python", "everything else that it starts")
+    unguarded = "everything else that it starts, but for its egress" if _is_held() else "everything else that it starts"
+    return _lines(policy, f"{program} and its children, where they are Python", unguarded)
+
+
+def _is_held() -> bool:
+    """Whether the kernel holds this process: `run` has written down what came of it."""
+    return os.environ.get("AGENTGUARD_EGRESS", "in_process") != "in_process"
 
 
 def _lines(policy: Policy, guarded: str, unguarded: str) -> list[str]:
@@ -49,7 +53,7 @@ def _lines(policy: Policy, guarded: str, unguarded: str) -> list[str]:
         f"agentguard {version()}  agent={agents}  mode={mode}  policy={_shortened(policy.path) or 'none'}",
         f"  guarded      {guarded}",
         f"  not guarded  {unguarded}   (agentguard doctor)",
-        f"  egress       {_hosts(policy)}",
+        f"  egress       {_hosts(policy)}{', held by the kernel for every process' if _is_held() else ''}",
         f"  budget       {_budgets(policy)}",
         f"  telemetry    {collector()}",
     ]

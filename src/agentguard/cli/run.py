@@ -126,6 +126,9 @@ def _hold(egress: str | None, *, reloads: bool) -> None:
     from agentguard.cli._sources import find_policy_file, load_policy
     from agentguard.egress.kernel.hold import chosen, hold_program
 
+    if _is_switched_off():
+        os.environ["AGENTGUARD_EGRESS"] = "in_process"
+        return
     path = find_policy_file(None)
     policy = Policy(mode=Mode.REPORT) if path is None else load_policy(path.resolve())
     if mode := os.environ.get("AGENTGUARD_MODE"):
@@ -135,6 +138,10 @@ def _hold(egress: str | None, *, reloads: bool) -> None:
     is_held = hold_program(policy, enforcement, reload=watched)
     # Programs below instrument themselves: they neither try what could not be had, nor ask for more than was chosen here.
     os.environ["AGENTGUARD_EGRESS"] = enforcement if is_held else "in_process"
+
+
+def _is_switched_off() -> bool:
+    return os.environ.get("AGENTGUARD_DISABLED", "") not in {"", "0"}
 
 
 def _instrument() -> None:
@@ -230,7 +237,10 @@ def _run_command(argv: Sequence[str], hold: Callable[[], None]) -> NoReturn:
     from agentguard.cli._banner import banner_of_command
 
     hold()
-    _announce(banner_of_command(argv[0], os.environ.get("AGENTGUARD_POLICY")))
+    if _is_switched_off():
+        _instrument()  # it says so, and leaves a record
+    else:
+        _announce(banner_of_command(argv[0], os.environ.get("AGENTGUARD_POLICY")))
     sys.stdout.flush()
     if os.name == "posix":
         os.execv(found, list(argv))  # noqa: S606 - the user's own program
