@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -254,6 +255,45 @@ def test_calls_at_once_would_have_waited(recording):
     found = past.under(policy("1 concurrent_calls"))
 
     assert (found.refused, found.waited) == ((), 1)
+
+
+def waiting(policy_of_limits, wait):
+    return dataclasses.replace(policy_of_limits, limits=dataclasses.replace(policy_of_limits.limits, wait_seconds=wait))
+
+
+def test_a_call_waits_for_a_window_as_long_as_the_policy_says(recording):
+    past = recording(policy())
+    for _ in range(12):
+        past.get(seconds=2.0)
+
+    limited = policy("5_requests_per_minute")
+
+    assert past.under(limited).waited == 0
+    assert rules(past.under(waiting(limited, 20)).refused) == {"budgets[0]": 7}
+    patient = past.under(waiting(limited, 300))
+    assert (patient.refused, patient.waited) == ((), 7)
+
+
+def test_of_calls_that_wait_for_a_window_no_more_go_than_it_holds(recording):
+    past = recording(policy())
+    for _ in range(4):
+        past.chat(400, seconds=5.0)
+    limited = policy({"limit": "800 tokens", "every": "60s"})
+
+    found = past.under(waiting(limited, 62))
+
+    assert (found.calls, found.refused, found.waited) == (4, (), 2)
+    assert rules(past.under(waiting(limited, 30)).refused) == {"budgets[0]": 2}
+
+
+def test_a_budget_for_life_is_not_waited_for(recording):
+    past = recording(policy())
+    past.get()
+    past.get()
+
+    found = past.under(waiting(policy("1 calls"), 300))
+
+    assert (rules(found.refused), found.waited) == ({"budgets[0]": 1}, 0)
 
 
 def test_an_isolation_is_not_the_policys_refusal(recording):

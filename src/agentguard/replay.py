@@ -2,14 +2,16 @@
 
 Nothing is called and nothing is stored: the counters are in memory, on the recorded clock. A call reserves what it is known
 to have used, so near a limit the guard itself, which has to estimate, may refuse a little earlier. Of a call that was refused
-then, nobody knows what it would have used: it is judged, and uses nothing up. `with budget()` blocks and the costs of tools
-are the program's, not the policy's, and are not in the record.
+then, nobody knows what it would have used: it is judged, and uses nothing up. A call that the policy has wait for a window
+(`limits.wait`) is judged again when that is over; what the program did after it keeps its time. `with budget()` blocks and the
+costs of tools are the program's, not the policy's, and are not in the record.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from agentguard.core.call import LLMCall, ToolCall
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 _NOT_A_POLICYS = frozenset({"isolated", "store"})
 _BLOCK = "agentguard.budget"
 _LOOKUP = "dns"
+_SLICE_SECONDS = 0.05
 
 
 class Judged(NamedTuple):
@@ -79,7 +82,7 @@ class Replay(NamedTuple):
         refused: Would have been refused, and were allowed.
         allowed: Would have been allowed, and were refused, or reported as to be refused.
         still_refused: Refused both ways, by the rules that would refuse now.
-        waited: How many would have waited for calls in flight to end.
+        waited: How many would have waited: for calls in flight to end, or for a window to be over.
     """
 
     calls: int
@@ -128,6 +131,14 @@ class _Known(Estimator):
         return self.tokens
 
 
+class _Said(NamedTuple):
+    """What is said of a call at one moment: the refusal, or that it waits; `again_at` is when it would ask once more."""
+
+    refusal: Decision | None = None
+    waits: bool = False
+    again_at: float | None = None
+
+
 class _Past:
     """Counters of the past, filling up."""
 
@@ -138,15 +149,31 @@ class _Past:
         self._store: Store = MemoryStore(self._clock)
         self._known = _Known()
         self._open: list[tuple[float, str, Amounts]] = []
+        self._waiting: list[tuple[float, int, PastCall]] = []
+        self._patience = policy.limits.wait_seconds
 
     def judge(self, calls: Iterable[PastCall]) -> Iterator[Judged]:
         for number, past in enumerate(calls):
             if any(target.scheme == _LOOKUP for target, _ in past.hops):
                 continue  # for which port is not known; a connection that follows is judged itself
-            self._settle_until(past.started)
-            caller = past.caller if past.caller.agents else past.caller._replace(agents=self._in_force.home)
-            now, waits = self._decide(past, caller, str(number))
-            yield Judged(past, _said_then(past), now, waits)
+            yield from self._judge_waiting(past.started)
+            yield from self._judge_at(past.started, number, past)
+        yield from self._judge_waiting(inf)
+
+    def _judge_waiting(self, until: float) -> Iterator[Judged]:
+        while self._waiting and self._waiting[0][0] <= until:
+            yield from self._judge_at(*heapq.heappop(self._waiting))
+
+    def _judge_at(self, moment: float, number: int, past: PastCall) -> Iterator[Judged]:
+        """Judge a call at a moment; one that waits is judged then."""
+        self._settle_until(moment)
+        caller = past.caller if past.caller.agents else past.caller._replace(agents=self._in_force.home)
+        said = self._decide(past, caller, str(number))
+        if said.again_at is not None:
+            heapq.heappush(self._waiting, (max(said.again_at, moment + _SLICE_SECONDS), number, past))
+        else:
+            has_waited = said.refusal is None and moment > past.started
+            yield Judged(past, _said_then(past), said.refusal, said.waits or has_waited)
 
     def _settle_until(self, moment: float) -> None:
         while self._open and self._open[0][0] <= moment:
@@ -154,37 +181,43 @@ class _Past:
             self._store.settle(ended, used)
         self._clock.now = moment
 
-    def _decide(self, past: PastCall, caller: Caller, id: str) -> tuple[Decision | None, bool]:
+    def _decide(self, past: PastCall, caller: Caller, id: str) -> _Said:
         rights = self._in_force.rights(caller.agents)
         refusal = rights.refuses(past.call, caller)
         if refusal is not None or isinstance(past.call, ToolCall):
-            return refusal, False
+            return _Said(refusal)
         call = past.call
         for target, _ in past.hops:
             if refusal := rights.refuses_target(target, caller, is_llm=isinstance(call, LLMCall)):
-                return refusal, False
+                return _Said(refusal)
         if isinstance(call, LLMCall):
             call = call._replace(max_output_tokens=past.usage.output_tokens)
         self._known.tokens = past.usage.input_tokens
         flow = admission(call, caller, rights, self._known, self._prices)
-        outcome, waits = self._admit(flow, id, is_charged=past.went)
-        if not past.went or not outcome.decision.allowed:
-            return None if outcome.decision.allowed else outcome.decision, False
+        outcome, said = self._admit(flow, id, past)
+        if outcome is None or not past.went or said.refusal is not None:
+            return said
         price = outcome.estimate.price
         nanos = cost_nanos(price, past.usage) if price else past.nanos or 0
-        heapq.heappush(self._open, (max(past.ended, past.started), id, Amounts(past.usage.total_tokens, nanos)))
-        return None, waits
+        ended = max(past.ended, past.started) + self._clock.now - past.started
+        heapq.heappush(self._open, (ended, id, Amounts(past.usage.total_tokens, nanos)))
+        return said
 
-    def _admit(self, flow: Admission, id: str, *, is_charged: bool) -> tuple[Outcome, bool]:
+    def _admit(self, flow: Admission, id: str, past: PastCall) -> tuple[Outcome | None, _Said]:
         waits = False
         reply: Refused | None = None
         while True:
             try:
                 ask = flow.send(reply)
             except StopIteration as end:
-                return cast("Outcome", end.value), waits
+                outcome = cast("Outcome", end.value)
+                allowed = outcome.decision.allowed
+                return outcome, _Said(None if allowed else outcome.decision, waits and allowed and past.went)
             if isinstance(ask, AwaitChange):
-                reply = ask.refused  # what was counted then has no other time to come
+                again_at = ask.refused.retry_at
+                if self._patience and again_at is not None and again_at <= past.started + self._patience:
+                    return None, _Said(again_at=again_at)
+                reply = ask.refused
                 continue
             assert isinstance(ask, ReserveRows)  # noqa: S101 - the call's bounds are known, so nothing else is asked
             self._in_force.register(ask.rows, self._store)
@@ -192,7 +225,10 @@ class _Past:
             if reply is not None and reply.kind is RefusalKind.CONTENDED:
                 waits = True  # until calls in flight have ended; then it goes
                 reply = None
-            if reply is None and is_charged:
+            if reply is not None and self._patience:
+                # When a rolling window has room again only the row itself knows. It refuses by what has been found above.
+                reply = cast("Refused", self._store.reserve(Reserve(id, ask.charges)))
+            if reply is None and past.went:
                 self._store.reserve(Reserve(id, ask.charges, force=waits))
 
     def _refused(self, charges: Sequence[Charge]) -> Refused | None:

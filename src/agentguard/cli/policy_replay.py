@@ -89,7 +89,7 @@ def _print(found: Replay, policy: Policy, unreadable: int) -> None:
     if not (found.refused or found.allowed):
         out.print(Text("No call would have been decided otherwise.", style="green"))
     if found.waited:
-        out.print(Text(f"{_calls(found.waited)} would have waited for calls in flight to end."))
+        out.print(Text(f"{_calls(found.waited)} would have waited for room."))
     if unreadable:
         out.print(Text(f"{unreadable} records could not be read."))
 
