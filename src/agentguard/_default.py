@@ -202,7 +202,8 @@ def _build(
     else:
         guard, file = _guard_for(policy, agent, mode, store)
         guard.observe(*observers)
-    is_held = _hold_egress(guard, egress)
+    named = store if isinstance(store, str) else None
+    is_held = _hold_egress(guard, egress, named)
     close_record = _keep_record(guard)
     close_telemetry = _telemetry(guard)
     guard.tell(guard.loaded)  # when the guard was made, none of these observers was there
@@ -218,7 +219,7 @@ def _build(
     below.install()
     net.install()
     if file is not None:
-        guard.chore(lambda: _reload(guard, file, _chosen_mode(mode), is_held=is_held))
+        guard.chore(lambda: _reload(guard, file, _chosen_mode(mode), named, is_held=is_held))
 
     def remove() -> None:
         net.remove()
@@ -299,12 +300,12 @@ def _store_for(store: Store | str | None, fleet: str) -> Store:
     return open_store(store, fleet=fleet)
 
 
-def _hold_egress(guard: Guard, egress: str | None) -> bool:
+def _hold_egress(guard: Guard, egress: str | None, store: str | None) -> bool:
     """Have the kernel hold the policy's boundary, where that is asked for; whether it does."""
     from agentguard.egress.kernel.hold import chosen, hold
 
     try:
-        return hold(guard.policy, chosen(guard.policy, egress))
+        return hold(guard.policy, chosen(guard.policy, egress), store=store)
     except (EnforcementUnavailable, ValueError):
         guard.close()
         raise
@@ -366,7 +367,7 @@ def _seams(guard: Guard, only: Collection[str] | None) -> Seams:
     return seams
 
 
-def _reload(guard: Guard, file: PolicyFile, mode: Mode | None, *, is_held: bool) -> None:
+def _reload(guard: Guard, file: PolicyFile, mode: Mode | None, store: str | None, *, is_held: bool) -> None:
     """Adopt a policy file that has changed; one that does not load changes nothing, and is told."""
     changed = file.poll()
     if changed is None:
@@ -380,7 +381,7 @@ def _reload(guard: Guard, file: PolicyFile, mode: Mode | None, *, is_held: bool)
     if is_held and problem is None:
         from agentguard.egress.kernel.hold import follow
 
-        follow(guard.policy)
+        follow(guard.policy, store=store)
     if problem is not None:
         logger.error("agentguard: the changed policy is not in force, the old one stays: %s", problem)
         policy = guard.policy

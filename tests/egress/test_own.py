@@ -12,7 +12,7 @@ from agentguard.egress.boundary import Endpoint
 from agentguard.egress.kernel.activate import availability
 from agentguard.egress.own import own_endpoints
 
-from ..stores.redis_server import PROGRAM, free_port  # noqa: TID252 - servers that two folders of tests start
+from ..stores.redis_server import PROGRAM, Server, free_port  # noqa: TID252 - servers that two folders of tests start
 from ..stores.redis_topologies import Cluster, Replicated, wait_until  # noqa: TID252
 
 
@@ -136,3 +136,43 @@ def test_a_program_under_the_filter_goes_on_with_the_replica_that_is_promoted(tm
 
     assert "5000" in before
     assert without.startswith("StoreUnavailable")
+
+
+NAMED_IN_THE_PROGRAM = """
+import subprocess, sys, agentguard
+agentguard.instrument(sys.argv[1], egress="kernel", store=sys.argv[2])
+def is_reached(port):
+    return subprocess.run(["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}"]).returncode == 0
+for line in sys.stdin:
+    print(*filter(is_reached, sys.argv[3:]), flush=True)
+"""
+
+
+@pytest.mark.needs(PROGRAM, "bash")
+@pytest.mark.skipif(bool(availability()), reason=f"no kernel enforcement: {availability()}")
+def test_the_store_that_the_program_names_is_reached_before_and_after_its_policy_changes(tmp_path):
+    store, listed = Server(), Server()
+    policy = tmp_path / "agentguard.yaml"
+    text = "version: 1\nagents:\n  - name: bot\n    external_calls: {allowed_domains: [%s]}\n"
+    policy.write_text(text % f"'127.0.0.1:{listed.port}'")
+    environ = os.environ | {"AGENTGUARD_STATE_DIR": str(tmp_path / "state"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = subprocess.Popen(
+        [sys.executable, "-c", NAMED_IN_THE_PROGRAM, str(policy), store.url, str(store.port), str(listed.port)],
+        stdin=-1, stdout=-1, stderr=-1, text=True, env=environ,
+    )  # fmt: skip
+
+    def reached() -> list[str]:
+        program.stdin.write("\n")
+        program.stdin.flush()
+        return program.stdout.readline().split()
+
+    before = reached()
+    policy.write_text(text % "a.test")
+    wait_until(lambda: str(listed.port) not in reached(), "the changed policy in the kernel")
+    after = reached()
+    _, said = program.communicate(timeout=20)
+    for server in (store, listed):
+        server.close()
+
+    assert before == [str(store.port), str(listed.port)], said
+    assert after == [str(store.port)]

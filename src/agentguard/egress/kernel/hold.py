@@ -31,13 +31,19 @@ def chosen(policy: Policy, egress: str | None, default: str = "in_process") -> s
     return named or max([default, *written], key=CHOICES.index)
 
 
-def hold(policy: Policy, enforcement: str) -> bool:
+def hold(policy: Policy, enforcement: str, *, store: str | None = None) -> bool:
     """Hold the policy's boundary around this process, as far as `enforcement` asks for it; whether it is held.
+
+    Args:
+        policy: What may be reached.
+        enforcement: `kernel`, `auto` or `in_process`.
+        store: The URL of the store that is used, where it is another than AGENTGUARD_STORE or the policy say: its servers may be
+            reached.
 
     Raises:
         EnforcementUnavailable: `kernel` is asked for, and is not to be had.
     """
-    return _hold(policy, enforcement, is_program=False, reload="")
+    return _hold(policy, enforcement, store, is_program=False, reload="")
 
 
 def hold_program(policy: Policy, enforcement: str, *, reload: str = "") -> bool:
@@ -51,18 +57,16 @@ def hold_program(policy: Policy, enforcement: str, *, reload: str = "") -> bool:
     Raises:
         EnforcementUnavailable: As in `hold`.
     """
-    return _hold(policy, enforcement, is_program=True, reload=reload)
+    return _hold(policy, enforcement, None, is_program=True, reload=reload)
 
 
-def _hold(policy: Policy, enforcement: str, *, is_program: bool, reload: str) -> bool:
+def _hold(policy: Policy, enforcement: str, store: str | None, *, is_program: bool, reload: str) -> bool:
     if enforcement == "in_process":
         return False
-    from agentguard.egress.boundary import Boundary  # only for who needs it: most programs are held in process
-    from agentguard.egress.kernel.cut_off import CutOff
-    from agentguard.egress.own import own_endpoints
+    from agentguard.egress.kernel.cut_off import CutOff  # only for who needs it: most programs are held in process
     from agentguard.errors import EnforcementUnavailable
 
-    boundary = Boundary.of(policy, own_endpoints(os.environ.get("AGENTGUARD_STORE") or policy.store))
+    boundary = _boundary(policy, store)
     if enforcement == "auto" and (boundary.is_open or not boundary.is_enforced):
         return False  # nothing would be refused
     try:
@@ -76,6 +80,13 @@ def _hold(policy: Policy, enforcement: str, *, is_program: bool, reload: str) ->
         )
         return False
     return True
+
+
+def _boundary(policy: Policy, store: str | None) -> Boundary:
+    from agentguard.egress.boundary import Boundary
+    from agentguard.egress.own import own_endpoints
+
+    return Boundary.of(policy, own_endpoints(store or os.environ.get("AGENTGUARD_STORE") or policy.store))
 
 
 def _put_on(boundary: Boundary, *, is_program: bool, reload: str) -> None:
@@ -92,17 +103,15 @@ def _put_on(boundary: Boundary, *, is_program: bool, reload: str) -> None:
         activate(boundary)
 
 
-def follow(policy: Policy) -> None:
+def follow(policy: Policy, *, store: str | None = None) -> None:
     """Hold a changed policy too: what it takes away is closed at once, what it adds stays closed, and is told."""
-    from agentguard.egress.boundary import Boundary
     from agentguard.egress.kernel.channel import NoSupervisor, ask_status, narrow
-    from agentguard.egress.own import own_endpoints
 
     try:
         status = ask_status()
         if status.reloads or status.path != policy.path:
             return  # the supervisor reads the file itself, or holds another one
-        is_whole = narrow(Boundary.of(policy, own_endpoints(os.environ.get("AGENTGUARD_STORE") or policy.store)))
+        is_whole = narrow(_boundary(policy, store))
     except NoSupervisor:
         logger.exception("agentguard: the changed policy is in force in process; the kernel could not be told of it")
         return
