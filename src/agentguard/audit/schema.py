@@ -302,7 +302,7 @@ _HIDDEN = "…"
 def safe_target(target: Target) -> str:
     """Where a call went: no user, no query, no fragment, and no path segment that looks like a secret."""
     host = target.host.rpartition("@")[2]
-    return _text(str(target._replace(host=f"[{host}]" if ":" in host else host, path=_safe_path(target.path))))
+    return _text(str(target._replace(host=host, path=_safe_path(target.path))))
 
 
 def _safe_path(path: str) -> str:

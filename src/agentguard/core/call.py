@@ -47,7 +47,8 @@ class Target(NamedTuple):
 
     def __str__(self) -> str:
         standard = DEFAULT_PORTS.get(self.scheme) == self.port
-        return f"{self.scheme}://{self.host}{'' if standard else f':{self.port}'}{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}{'' if standard else f':{self.port}'}{self.path}"
 
     @classmethod
     def of(cls, url: str) -> Target:
