@@ -40,7 +40,7 @@ class Reloading:
         self._judge = judge
         self._record = record
         self._endpoints = judge.boundary.endpoints
-        self._seen = self._stamp()
+        self._read_at = self._seen = self._stamp()
 
     def start(self) -> None:
         """Begin to watch, on a thread of its own."""
@@ -49,10 +49,17 @@ class Reloading:
     def _watch(self) -> None:
         while True:
             time.sleep(_EVERY_SECONDS)
-            stamp = self._stamp()
-            if stamp is not None and stamp != self._seen:
-                self._seen = stamp
-                self._read()
+            self.look()
+
+    def look(self) -> None:
+        """Read the file if it has changed, and looks twice as it does: half a file can be valid YAML with half the rules."""
+        stamp = self._stamp()
+        if stamp is None or stamp == self._read_at:
+            return
+        if stamp == self._seen:
+            self._read_at = stamp
+            self._read()
+        self._seen = stamp
 
     def _stamp(self) -> tuple[int, int, int] | None:
         try:
