@@ -36,7 +36,7 @@ def test_a_refusal_is_a_line_with_rule_and_remedy(tmp_path):
         443,
     )
     assert line["rule"] == "external_calls.allowed_domains"
-    assert "agentguard policy explain evil.test" in line["remedy"]
+    assert "`agentguard policy explain evil.test`" in line["remedy"]
     assert heard[0].host == "evil.test"
 
 
@@ -60,6 +60,24 @@ def test_a_program_cannot_steer_the_terminal_by_its_names(tmp_path, terminal):
     record.refuse("unix", Who(7, "\x1b[2Jx"), "/tmp/\x1b]0;owned\x07", DENIED)
 
     assert b"\x1b" not in os.read(reading, 4096)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "url"),
+    [
+        ("evil.test", 8443, "evil.test:8443"),
+        ("evil.test", 80, "http://evil.test/"),
+        ("evil.test", 0, "evil.test"),
+        ("2001:db8::1", 443, "[2001:db8::1]"),
+    ],
+)
+def test_the_remedy_asks_about_the_port_that_was_refused(tmp_path, host, port, url):
+    heard = []
+    record = Record(str(tmp_path / "log"), None, heard.append)
+
+    record.refuse("connect", Who(7, "curl"), host, DENIED, port=port)
+
+    assert f"`agentguard policy explain {url}`" in heard[0].remedy
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ class Record:
             port=port,
             rule=verdict.rule,
             why=verdict.why,
-            remedy=_remedy(what, host, verdict),
+            remedy=_remedy(what, host, port, verdict),
             enforced=enforced,
         )
         self.note("refused", **refusal._asdict())
@@ -135,7 +135,7 @@ class Record:
             os.write(self._terminal, f"{_printable(str(refusal))}\n".encode())
 
 
-def _remedy(what: str, host: str, verdict: Verdict) -> str:
+def _remedy(what: str, host: str, port: int, verdict: Verdict) -> str:
     if what == "unix":
         return f"Add {host!r}, or the folder that it is in, to external_calls.unix_sockets."
     if what == "socket":
@@ -144,7 +144,13 @@ def _remedy(what: str, host: str, verdict: Verdict) -> str:
         return f"Write {verdict.rule}: true, if that is meant."
     if verdict.rule.endswith("blocked_domains"):
         return f"Remove it from {verdict.rule}, if it is meant to be reached."
-    return f"Add {host!r} to external_calls.allowed_domains, or run `agentguard policy explain {host}`."
+    return f"Add {host!r} to external_calls.allowed_domains, or run `agentguard policy explain {_url(host, port)}`."
+
+
+def _url(host: str, port: int) -> str:
+    """A host and a port as `policy explain` asks for them: an entry may speak of one port alone."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}/" if port == 80 else shown if port in {0, 443} else f"{shown}:{port}"
 
 
 def _printable(text: str) -> str:
