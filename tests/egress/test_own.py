@@ -56,6 +56,20 @@ def test_a_store_is_reached_where_its_url_says(store, expected):
     assert own_endpoints(store, {}) == expected
 
 
+@pytest.mark.parametrize("place", ["http://[::1", "http://collector:99999999", "http://two words/", "http://collector:x"])
+def test_a_place_that_cannot_be_read_is_told_and_none(place, caplog):
+    reached = own_endpoints("redis://redis:7000", {"OTEL_EXPORTER_OTLP_ENDPOINT": place})
+
+    assert reached == (Endpoint("redis", 7000),)
+    assert "names no place" in caplog.text
+
+
+@pytest.mark.parametrize("store", ["redis://[::1", "redis://x:y:z", "redis://redis:99999999"])
+def test_a_store_that_cannot_be_read_is_told_and_none(store, caplog):
+    assert own_endpoints(store, {}) == ()
+    assert "names no place" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["sentinel", "cluster"])
 def test_servers_that_nobody_tells_of_are_those_of_the_url_and_a_warning_says_how_to_name_more(kind, caplog):
     nobody = free_port()

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from agentguard.egress.boundary import Endpoint
 from agentguard.errors import StoreUnavailable
+from agentguard.policy.hosts import HostError, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,7 +32,31 @@ def own_endpoints(store: str | None, environ: Mapping[str, str] = os.environ) ->
         store: The URL of the store, where one is named.
         environ: The variables.
     """
-    return tuple(dict.fromkeys(_endpoints(store, environ)))
+    return tuple(dict.fromkeys(filter(_is_readable, _endpoints(store, environ))))
+
+
+def _is_readable(place: Endpoint) -> bool:
+    try:
+        canonical(place.host)
+    except HostError as error:
+        _say_unreadable(error)
+        return False
+    return True
+
+
+def _say_unreadable(error: ValueError) -> None:
+    """Whoever uses it says what is wrong with it; what is held is what can be read."""
+    logger.warning("agentguard: an endpoint of OTEL_EXPORTER_OTLP_* or of the store names no place (%s): it stays closed", error)
+
+
+def _split(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port of a URL; no host where it cannot be read."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname or "", parts.port
+    except ValueError as error:
+        _say_unreadable(error)
+        return "", "", None
 
 
 def _endpoints(store: str | None, environ: Mapping[str, str]) -> Iterator[Endpoint]:
@@ -46,7 +71,11 @@ def _endpoints(store: str | None, environ: Mapping[str, str]) -> Iterator[Endpoi
 
 
 def _of_redis(url: str) -> Iterator[Endpoint]:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        _say_unreadable(error)
+        return
     kind = parts.scheme.partition("+")[2]
     yield from _listed(parts.netloc.rpartition("@")[2], _SENTINEL if kind == "sentinel" else _PORTS["redis"])
     for more in parse_qs(parts.query).get("hosts", ()):
@@ -57,9 +86,9 @@ def _of_redis(url: str) -> Iterator[Endpoint]:
 
 def _listed(places: str, usual: int) -> Iterator[Endpoint]:
     for place in places.split(","):
-        parts = urlsplit(f"//{place}")
-        if parts.hostname:
-            yield Endpoint(parts.hostname, parts.port or usual)
+        _, host, port = _split(f"//{place}")
+        if host:
+            yield Endpoint(host, port or usual)
 
 
 def _told(url: str) -> tuple[Endpoint, ...]:
@@ -84,7 +113,7 @@ def _usual(signal: str, environ: Mapping[str, str]) -> str:
 
 
 def _endpoint(url: str, protocol: str) -> Iterator[Endpoint]:
-    parts = urlsplit(url)
-    usual = _PORTS["grpc"] if protocol == "grpc" else _PORTS.get(parts.scheme, 443)
-    if parts.hostname:
-        yield Endpoint(parts.hostname, parts.port or usual)
+    scheme, host, port = _split(url)
+    usual = _PORTS["grpc"] if protocol == "grpc" else _PORTS.get(scheme, 443)
+    if host:
+        yield Endpoint(host, port or usual)
