@@ -131,7 +131,7 @@ class _Known(Estimator):
         return self.tokens
 
 
-class _Said(NamedTuple):
+class _Saying(NamedTuple):
     """What is said of a call at one moment: the refusal, or that it waits; `again_at` is when it would ask once more."""
 
     refusal: Decision | None = None
@@ -181,15 +181,15 @@ class _Past:
             self._store.settle(ended, used)
         self._clock.now = moment
 
-    def _decide(self, past: PastCall, caller: Caller, id: str) -> _Said:
+    def _decide(self, past: PastCall, caller: Caller, id: str) -> _Saying:
         rights = self._in_force.rights(caller.agents)
         refusal = rights.refuses(past.call, caller)
         if refusal is not None or isinstance(past.call, ToolCall):
-            return _Said(refusal)
+            return _Saying(refusal)
         call = past.call
         for target, _ in past.hops:
             if refusal := rights.refuses_target(target, caller, is_llm=isinstance(call, LLMCall)):
-                return _Said(refusal)
+                return _Saying(refusal)
         if isinstance(call, LLMCall):
             call = call._replace(max_output_tokens=past.usage.output_tokens)
         self._known.tokens = past.usage.input_tokens
@@ -203,7 +203,7 @@ class _Past:
         heapq.heappush(self._open, (ended, id, Amounts(past.usage.total_tokens, nanos)))
         return said
 
-    def _admit(self, flow: Admission, id: str, past: PastCall) -> tuple[Outcome | None, _Said]:
+    def _admit(self, flow: Admission, id: str, past: PastCall) -> tuple[Outcome | None, _Saying]:
         waits = False
         reply: Refused | None = None
         while True:
@@ -212,11 +212,11 @@ class _Past:
             except StopIteration as end:
                 outcome = cast("Outcome", end.value)
                 allowed = outcome.decision.allowed
-                return outcome, _Said(None if allowed else outcome.decision, waits and allowed and past.went)
+                return outcome, _Saying(None if allowed else outcome.decision, waits and allowed and past.went)
             if isinstance(ask, AwaitChange):
                 again_at = ask.refused.retry_at
                 if self._patience and again_at is not None and again_at <= past.started + self._patience:
-                    return None, _Said(again_at=again_at)
+                    return None, _Saying(again_at=again_at)
                 reply = ask.refused
                 continue
             assert isinstance(ask, ReserveRows)  # noqa: S101 - the call's bounds are known, so nothing else is asked
