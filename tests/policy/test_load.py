@@ -6,7 +6,7 @@ import tomllib
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agentguard.errors import PolicyError
@@ -417,6 +417,8 @@ def _with_strays(documents):
 
 @LAW
 @given(st.binary(max_size=200))
+@example(b'"[":')
+@example(b'{"|": 1, agents: [{name: a, "[x": 2}]}')
 def test_bytes_load_or_are_refused(content):
     _loads_or_is_refused(content)
 

@@ -167,12 +167,18 @@ def spelled(key: Key, value: object) -> str:
 
 def _shape_faults(error: ValidationError, document: Document) -> Iterator[Fault]:
     for detail in error.errors(include_url=False):
-        # pydantic adds the branch of a union and "[key]" to the way.
-        key: Key = tuple(step for step in detail["loc"] if not (isinstance(step, str) and step[:1] in {"|", "["}))
+        key = _key(detail)
         if detail["type"] == "missing":
             yield Fault(f"missing key {key[-1]!r}", nearest(document.places, key[:-1]), key[:-1])
         else:
             yield Fault(_message(detail, key), nearest(document.places, key), key)
+
+
+def _key(detail: ErrorDetails) -> Key:
+    """The way to a fault, without the branch of a union and the "[key]" that pydantic adds. An unknown key ends it as it is."""
+    last = len(detail["loc"]) - 1 if detail["type"] == "extra_forbidden" else len(detail["loc"])
+    steps = enumerate(detail["loc"])
+    return tuple(step for place, step in steps if place == last or not (isinstance(step, str) and step[:1] in {"|", "["}))
 
 
 def nearest(places: Mapping[Key, tuple[int, int]], key: Key) -> tuple[int, int]:
