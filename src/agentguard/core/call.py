@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from agentguard.policy.hosts import in_url
+
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 """The port that a scheme means when a URL names none."""
 
@@ -47,8 +49,7 @@ class Target(NamedTuple):
 
     def __str__(self) -> str:
         standard = DEFAULT_PORTS.get(self.scheme) == self.port
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}{'' if standard else f':{self.port}'}{self.path}"
+        return f"{self.scheme}://{in_url(self.host)}{'' if standard else f':{self.port}'}{self.path}"
 
     @classmethod
     def of(cls, url: str) -> Target:

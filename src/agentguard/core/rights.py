@@ -13,7 +13,7 @@ from agentguard.core.decision import Reason, deny
 from agentguard.core.isolation import llm_words
 from agentguard.core.limits import AMOUNTS, LimitRow
 from agentguard.core.wording import amount_text, who
-from agentguard.policy.hosts import HostError, HostPattern, HostRules
+from agentguard.policy.hosts import HostError, HostPattern, HostRules, in_url
 from agentguard.policy.model import LLM, Over, Per, Rule, Unit
 from agentguard.policy.providers import PROVIDER_HOSTS
 from agentguard.policy.shares import parts
@@ -307,8 +307,8 @@ def _of(agent: AgentPolicy, caller: Caller) -> str:
 
 def _deny_host(agent: AgentPolicy, caller: Caller, target: Target, why: str, rule: Rule, *, is_llm: bool) -> Decision:
     place = f" ({rule.place})" if rule.place else ""
-    host = f"[{target.host}]" if ":" in target.host else target.host
     at = "" if target.port == DEFAULT_PORTS.get(target.scheme) else f":{target.port}"
+    host = in_url(target.host)
     reached = f"{host}{at}" if at else target.host
     sentence = f"{who(caller)} may not reach {reached!r}: {why}{_of(agent, caller)}{place}."
     explain = f"run `agentguard policy explain {target.scheme}://{host}{at}{target.path} --agent {agent.name}`"

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from agentguard.policy.hosts import fold
+from agentguard.policy.hosts import fold, in_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,8 +50,7 @@ class Connection(NamedTuple):
     def __str__(self) -> str:
         if self.kind == "unix":
             return f"unix:{self.address}"
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{self.kind} {host}:{self.port}"
+        return f"{self.kind} {in_url(self.address)}:{self.port}"
 
 
 def connections(pid: int | None = None) -> tuple[Connection, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.egress.unix_sockets import UNIX_SOCKETS, own_folders, path_of, refuses_path
-from agentguard.policy.hosts import Kind, Verdict
+from agentguard.policy.hosts import Kind, Verdict, in_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -67,7 +67,7 @@ def _inet(one: Connection, boundary: Boundary, names_of: NamesOf) -> Held:
 def _remedy(one: Connection, names: tuple[str, ...], verdict: Verdict) -> str:
     if ".allow_" in verdict.rule:
         return f"Write `{verdict.rule.rpartition('.')[2]}: true` under external_calls, if it is meant"
-    host = names[0] if names else f"[{one.address}]" if ":" in one.address else one.address
+    host = names[0] if names else in_url(one.address)
     return f"agentguard policy allow {host}:{one.port}"
 
 

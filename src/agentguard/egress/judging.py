@@ -12,7 +12,7 @@ from agentguard.core.decision import Reason, deny
 from agentguard.core.rights import provider_hosts, what_opens
 from agentguard.core.wording import who
 from agentguard.egress.unix_sockets import UNIX_SOCKETS, refuses_path
-from agentguard.policy.hosts import HostRules, Kind
+from agentguard.policy.hosts import HostRules, Kind, in_url
 from agentguard.policy.hosts.rules import BLOCKED_DOMAINS
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ class Reach:
                 why = (
                     f"{verdict.why}, and no allowed name has resolved to it" if verdict.why.startswith("not in ") else verdict.why
                 )
-                shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-                return _denied(agent, caller, f"connect to {shown}", verdict._replace(why=why), address, port)
+                return _denied(agent, caller, f"connect to {in_url(address)}:{port}", verdict._replace(why=why), address, port)
         return self._rights.refuses_target(Target("tcp", address, port, "/"), caller)
 
     def refuses_datagrams(self, address: str, caller: Caller) -> Decision | None:
@@ -160,9 +159,8 @@ def _denied(agent: AgentPolicy, caller: Caller, what: str, verdict: Verdict, hos
     rule = agent.external_calls.rule_of(verdict.rule)
     whose = "" if agent.name == caller.agent else f" of {agent.name!r}"
     sentence = f"{who(caller)} may not {what}: {verdict.why}{whose}{_at(rule.place)}."
-    shown = f"[{host}]" if ":" in host else host
     scheme = "http" if port == DEFAULT_PORTS["http"] else "https"
-    explain = f"run `agentguard policy explain {scheme}://{shown}{_named_port(port)}/ --agent {agent.name}`"
+    explain = f"run `agentguard policy explain {scheme}://{in_url(host)}{_named_port(port)}/ --agent {agent.name}`"
     return deny(Reason.EGRESS, rule, sentence, f"{what_opens(verdict.rule)}, or {explain}.")
 
 

@@ -10,6 +10,7 @@ from agentguard import errors
 from agentguard.core.call import HTTPCall, LLMCall
 from agentguard.guard import denial
 from agentguard.otel import semconv as names
+from agentguard.policy.hosts import in_url
 
 if TYPE_CHECKING:
     from agentguard.core.call import Call, Target, Usage
@@ -94,11 +95,9 @@ def attempt_error(attempt: Attempt) -> str | None:
 
 def url_of(target: Target) -> str:
     """A URL that can be shown: no user information, and no value of the query."""
-    host = _host(target)
-    shown = f"[{host}]" if ":" in host else host
     port = "" if target.port in {0, _STANDARD_PORTS.get(target.scheme)} else f":{target.port}"
     path, _, query = target.path.partition("?")
-    return f"{target.scheme}://{shown}{port}{path.partition('#')[0]}{_without_values(query)}"
+    return f"{target.scheme}://{in_url(_host(target))}{port}{path.partition('#')[0]}{_without_values(query)}"
 
 
 def _host(target: Target) -> str:

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentguard.egress.kernel import tasks
+from agentguard.policy.hosts import in_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +150,7 @@ def _remedy(what: str, host: str, port: int, verdict: Verdict) -> str:
 
 def _url(host: str, port: int) -> str:
     """A host and a port as `policy explain` asks for them: an entry may speak of one port alone."""
-    shown = f"[{host}]" if ":" in host else host
+    shown = in_url(host)
     return f"http://{shown}/" if port == 80 else shown if port in {0, 443} else f"{shown}:{port}"
 
 

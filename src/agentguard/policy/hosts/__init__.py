@@ -3,7 +3,7 @@
 from agentguard.policy.hosts.patterns import HostPattern, Kind
 from agentguard.policy.hosts.rules import UNKNOWN_PORT, HostRules, Look, Verdict
 from agentguard.policy.hosts.spaces import IPNetwork, Space, space_of, space_of_name
-from agentguard.policy.hosts.spelling import HostError, IPAddress, address_of, canonical, fold
+from agentguard.policy.hosts.spelling import HostError, IPAddress, address_of, canonical, fold, in_url
 
 __all__ = [
     "UNKNOWN_PORT",
@@ -19,6 +19,7 @@ __all__ = [
     "address_of",
     "canonical",
     "fold",
+    "in_url",
     "space_of",
     "space_of_name",
 ]

@@ -8,7 +8,7 @@ from enum import IntEnum
 from ipaddress import IPv6Network, ip_address, ip_network
 
 from agentguard.policy.hosts.spaces import TRANSLATED_V6, IPNetwork, lies_in_private_space
-from agentguard.policy.hosts.spelling import IPAddress, address_of, canonical
+from agentguard.policy.hosts.spelling import IPAddress, address_of, canonical, in_url
 
 
 class Kind(IntEnum):
@@ -111,7 +111,7 @@ class HostPattern:
         host = f"*.{self.host}" if self.kind is Kind.SUFFIX else self.host
         if self.port is None:
             return host
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return f"{in_url(host)}:{self.port}"
 
 
 def _refuse_url(text: str) -> None:

@@ -139,6 +139,11 @@ def _fault_of(label: str) -> str:
     return "a label is longer than 63 characters" if len(label) > 63 else "a label begins or ends with '-'"
 
 
+def in_url(host: str) -> str:
+    """A host as URLs and `host:port` have it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def address_of(name: str) -> IPAddress | None:
     """The address that a canonical host is; None for a name."""
     if ":" in name or name[-1:].isdigit():
