@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agentguard.core.rights import Rights
     from agentguard.guard import Guard
 
-_WAIT_SLICE_SECONDS = 0.05
+WAIT_SLICE_SECONDS = 0.05
 """A waiting call looks by itself this often: a settlement that is still queued wakes nobody."""
 
 _LOOK_SECONDS = 1.0
@@ -151,7 +151,7 @@ class Asking:
                 self._again()
                 return None  # only now the store is watched
             if patience > 0:
-                yield Pause(self._guard.changes, self._seen, min(patience, _WAIT_SLICE_SECONDS))
+                yield Pause(self._guard.changes, self._seen, min(patience, WAIT_SLICE_SECONDS))
                 self._again()
                 return None
         patience = self._patience(limits.wait_seconds)
@@ -167,7 +167,7 @@ class Asking:
         guard = self._guard
         self._start_waiting()
         seen = guard.orders.version
-        seconds = max(moment - guard.clock.time(), _WAIT_SLICE_SECONDS)  # the clock of a store may be behind ours
+        seconds = max(moment - guard.clock.time(), WAIT_SLICE_SECONDS)  # the clock of a store may be behind ours
         patience = self._patience(self.rights.policy.limits.wait_seconds)
         while seconds > 0 and patience > 0 and self.rights.policy is guard.policy:
             if stands := isolation_of(self.call, self.caller, self.rights, guard.isolated):

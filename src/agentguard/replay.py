@@ -14,6 +14,7 @@ from collections import Counter
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from agentguard.asking import WAIT_SLICE_SECONDS
 from agentguard.core.call import LLMCall, ToolCall
 from agentguard.core.engine import AwaitChange, Outcome, ReserveRows, admission
 from agentguard.core.estimate import Estimator
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 _NOT_A_POLICYS = frozenset({"isolated", "store"})
 _BLOCK = "agentguard.budget"
 _LOOKUP = "dns"
-_SLICE_SECONDS = 0.05
 
 
 class Judged(NamedTuple):
@@ -170,7 +170,7 @@ class _Past:
         caller = past.caller if past.caller.agents else past.caller._replace(agents=self._in_force.home)
         said = self._decide(past, caller, str(number))
         if said.again_at is not None:
-            heapq.heappush(self._waiting, (max(said.again_at, moment + _SLICE_SECONDS), number, past))
+            heapq.heappush(self._waiting, (max(said.again_at, moment + WAIT_SLICE_SECONDS), number, past))
         else:
             has_waited = said.refusal is None and moment > past.started
             yield Judged(past, _said_then(past), said.refusal, said.waits or has_waited)
