@@ -66,7 +66,7 @@ class Admission:
     Used as a context manager it settles at the end of the block, unless a stream has taken it over.
 
     Attributes:
-        around: The call that it was admitted inside of: that of another guard on the same request, perhaps.
+        around: The call of another guard that it was admitted inside of: on the same request, perhaps.
         origin: The request object that the outermost seam saw, so that a second seam on the same call passes it through.
         family: The wire format of an LLM call.
         hides_usage: Whether the usage event was asked for by us, and is withheld from the caller.
@@ -151,7 +151,8 @@ class Admission:
         self.response_taken: bool = False
         self.is_cut: Decision | None = None
         self.connection: Any = None
-        self.around: Admission | None = CURRENT.get()
+        current = CURRENT.get()
+        self.around: Admission | None = current if current is None or current.guard is not guard else current.around
         self.origin: object = None
         self.span: Any = None
         self.started: float = guard.clock.time()
