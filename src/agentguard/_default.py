@@ -12,7 +12,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Self
 
-from agentguard.context import BudgetBlock, once
+from agentguard.context import BudgetBlock, is_switched_off, once
 from agentguard.errors import AgentGuardError, EnforcementUnavailable, NotInstrumented, PolicyError, Problem, SeamError
 from agentguard.events import GuardDisabled, PolicyLoaded, SeamChanged
 from agentguard.guard import SYSTEM_CLOCK, Guard, scoped_guard
@@ -194,7 +194,7 @@ def _build(
     observers: Iterable[Observer],
     only: Collection[str] | None,
 ) -> Instrumentation:
-    if os.environ.get("AGENTGUARD_DISABLED", "") not in {"", "0"}:
+    if is_switched_off():
         return _disabled()
     if isinstance(policy, Guard):
         guard, file = policy, None

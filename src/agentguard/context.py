@@ -108,6 +108,11 @@ def once(fn: Callable[P, Iterator[T]]) -> Callable[P, Once[T]]:
     return make
 
 
+def is_switched_off() -> bool:
+    """Whether whoever started this process has switched the guard off in it."""
+    return os.environ.get("AGENTGUARD_DISABLED", "") not in {"", "0"}
+
+
 @contextmanager
 def own_traffic() -> Iterator[None]:
     """Mark what happens inside as agentguard's own traffic. Only around the sending itself, only to a configured endpoint."""

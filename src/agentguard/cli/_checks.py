@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from agentguard.cli._banner import collector, collector_endpoint
 from agentguard.cli._libraries import TESTED, installed, native
 from agentguard.cli._sources import find_policy_file, load_policy
+from agentguard.context import is_switched_off
 from agentguard.errors import AgentGuardError, PolicyError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _send_canaries(folder: str) -> dict[str, Any] | str:
 def _policy(place: Place) -> Iterator[Line]:
     from agentguard.policy.unenforced import unenforced
 
-    if os.environ.get("AGENTGUARD_DISABLED", "") not in {"", "0"}:
+    if is_switched_off():
         yield Line("finding", "AGENTGUARD_DISABLED is set: nothing is guarded", "Unset it.")
     try:
         path = find_policy_file(place.policy_path)

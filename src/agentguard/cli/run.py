@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from agentguard.cli._command import Command, policy_option, store_option
+from agentguard.context import is_switched_off
 from agentguard.policy.model import Mode, Policy
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _hold(egress: str | None, *, reloads: bool) -> None:
     from agentguard.cli._sources import find_policy_file, load_policy
     from agentguard.egress.kernel.hold import chosen, hold_program
 
-    if _is_switched_off():
+    if is_switched_off():
         os.environ["AGENTGUARD_EGRESS"] = "in_process"
         return
     path = find_policy_file(None)
@@ -138,10 +139,6 @@ def _hold(egress: str | None, *, reloads: bool) -> None:
     is_held = hold_program(policy, enforcement, reload=watched)
     # Programs below instrument themselves: they neither try what could not be had, nor ask for more than was chosen here.
     os.environ["AGENTGUARD_EGRESS"] = enforcement if is_held else "in_process"
-
-
-def _is_switched_off() -> bool:
-    return os.environ.get("AGENTGUARD_DISABLED", "") not in {"", "0"}
 
 
 def _instrument() -> None:
@@ -237,7 +234,7 @@ def _run_command(argv: Sequence[str], hold: Callable[[], None]) -> NoReturn:
     from agentguard.cli._banner import banner_of_command
 
     hold()
-    if _is_switched_off():
+    if is_switched_off():
         _instrument()  # it says so, and leaves a record
     else:
         _announce(banner_of_command(argv[0], os.environ.get("AGENTGUARD_POLICY")))
