@@ -162,6 +162,10 @@ def test_ordinary_control_of_devices_is_free(call, asked):
     assert call("ioctl", 0, asked, 0x1000) == ALLOW
 
 
+def test_the_kernel_starts_no_program_to_look_for_a_key(call):
+    assert call("request_key") == refused(errno.ENOSYS)
+
+
 @pytest.mark.parametrize("name", REFUSED_OUTRIGHT)
 def test_ways_around_are_refused(call, name):
     assert call(name) == refused(REFUSED_OUTRIGHT[name])
